@@ -1,0 +1,119 @@
+"""A model as a chain of stages, and its layers.
+
+Two passes of a sharpness-aware step differ only from the first perturbed stage on. A model that can be run from one
+stage to another lets the engine compute what comes before once.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+WEIGHT_BEARING = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.MultiheadAttention,  # its input projection is a linear map that it holds itself
+)
+
+
+class Chain(nn.Sequential):
+    """Named stages run one after the other: ``Chain(OrderedDict(stem=..., block1=..., head=...))``.
+
+    The state handed from stage to stage is a tensor or a tuple of tensors. A stage does not write into its input.
+    """
+
+    def forward(self, x: Any, start: int = 0, stop: int | None = None) -> Any:
+        """Run the stages ``start`` to ``stop - 1``; all of them by default."""
+        for stage in islice(self._modules.values(), start, stop):
+            x = stage(x)  # type: ignore[misc]
+        return x
+
+
+class Layer(NamedTuple):
+    """One weight-bearing module with the parameters that are counted to it."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    stage: int  # the first stage of the chain that uses any of them; 0 in a model that is no chain
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The trainable layers of ``model`` in forward (registration) order: the units of KDD'24's k and LayerSAM's (i).
+
+    A layer is a convolution, linear map or embedding with its bias. Any other parameter (normalisation, class token,
+    step size) belongs to the last such module registered before it, else to the first one. A layer with nothing
+    trainable is left out. A tied parameter belongs to the layer where it is registered first.
+    """
+    first_stage = _first_stages(model)
+    seen: set[nn.Parameter] = set()
+    before: list[nn.Parameter] = []
+    groups: list[tuple[str, list[nn.Parameter]]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, WEIGHT_BEARING):
+            groups.append((name, []))
+        for parameter in module.parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                (groups[-1][1] if groups else before).append(parameter)
+    if groups:
+        groups[0][1][:0] = before
+    else:
+        groups = [("model", before)]
+    found = ((name, [p for p in parameters if p.requires_grad]) for name, parameters in groups)
+    return [Layer(name, ps, min(first_stage[p] for p in ps)) for name, ps in found if ps]
+
+
+def _first_stages(model: nn.Module) -> dict[nn.Parameter, int]:
+    if not isinstance(model, Chain):
+        return dict.fromkeys(model.parameters(), 0)
+    stages: dict[nn.Parameter, int] = {}
+    for index, stage in enumerate(model):
+        for parameter in stage.parameters():
+            stages.setdefault(parameter, index)
+    return stages
+
+
+@torch.no_grad()
+def stage_flops(model: nn.Module, inputs: Any) -> list[int]:
+    """Forward FLOPs of every stage for ``inputs`` (a batch of any size), of the whole model where it is no chain.
+
+    The model runs in evaluation mode and is left as it was found.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    flops = []
+    try:
+        for stage in model if isinstance(model, Chain) else [partial(call, model)]:
+            with FlopCounterMode(display=False) as counter:
+                inputs = stage(inputs)
+            flops.append(counter.get_total_flops())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return flops
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """``model(inputs)``: to a chain ``inputs`` is the first state, to any other model its arguments (tensor, tuple, dict)."""
+    if isinstance(model, Chain) or isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+
+
+def tree_map(function: Any, state: Any) -> Any:
+    """Apply ``function`` to every tensor of a tensor, tuple, list or dict."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, dict):
+        return {key: tree_map(function, value) for key, value in state.items()}
+    if isinstance(state, (tuple, list)):
+        return type(state)(tree_map(function, value) for value in state)
+    return state

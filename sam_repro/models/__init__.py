@@ -1,0 +1,45 @@
+"""The models, as chains of named stages where they are ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..chain import Chain, Layer, layers
+from ..schema import UserError, fields, options, suggest, typed
+from .resnet import resnet20
+from .timm_model import timm_model
+from .wrn import wide_resnet
+
+__all__ = ["Chain", "Layer", "create", "layers"]
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "wrn16_2": lambda *sizes, **values: wide_resnet(16, 2, *sizes, **values),
+    "wrn28_10": lambda *sizes, **values: wide_resnet(28, 10, *sizes, **values),
+    "timm": timm_model,
+}
+
+
+def create(name: str, num_classes: int = 10, in_channels: int = 3, **values: Any) -> nn.Module:
+    """The model ``name``, freshly initialised from torch's global generator.
+
+    Args:
+        name: an option of ``conf/model``.
+        num_classes: outputs.
+        in_channels: of the images, which are ``(batch, in_channels, height, width)``.
+        values: the option's other fields (``shortcut="B"``); those not given are as in its file.
+
+    Raises:
+        UserError: an unknown model or field, or a value that it cannot have.
+    """
+    if name not in options("model"):
+        raise UserError(f"There is no model {name!r}.{suggest(name, options('model'))}")
+    known, _ = fields("model", name)
+    for key in values.keys() - known.keys():
+        raise UserError(f"model={name} has no field {key!r}.{suggest(key, known)}")
+    values = typed("model", name, values, {})
+    del values["name"]
+    return BUILDERS[name](num_classes, in_channels, **values)

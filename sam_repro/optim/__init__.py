@@ -1,0 +1,95 @@
+"""The gradient methods. They need PyTorch and PyYAML alone: no Hydra, no trainer.
+
+    gradient = create("layerwise", model, k=4)
+    for inputs, targets in batches:
+        report = gradient.backward(inputs, targets, nn.CrossEntropyLoss(reduction="none"))
+        base.step(); schedule.step(); base.zero_grad()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..schema import QUESTIONS, UserError, checked, fields, merged, options, read, reference, resolve, suggest, typed
+from . import between, samples, when, where
+from .gradient import Gradient, Report
+from .host import HostCopy
+
+__all__ = ["Gradient", "HostCopy", "Report", "UserError", "build", "create", "settings"]
+
+
+def create(
+    name: str,
+    model: nn.Module,
+    *,
+    total_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    dataset_size: int | None = None,
+    seed: int = 0,
+    **knobs: Any,
+) -> Gradient:
+    """The method ``name`` on ``model``, with the defaults of ``conf/optimizer/<name>.yaml``.
+
+    Args:
+        name: ``sgd``, ``sam``, ``generalized_sam``, ``layerwise``.
+        model: any module; one that is a ``Chain`` saves what both passes have in common.
+        total_steps, steps_per_epoch, dataset_size: for methods that need to know them.
+        seed: of the method's own draws.
+        knobs: the method's numbers (``k=4``), another option for a question (``where="model"``), or a field of a
+            part by its full name (``**{"where.rho": 0.1}``).
+
+    Raises:
+        UserError: an unknown method or knob, a value that does not fit the field or the model.
+    """
+    return build(settings(name, **knobs), model, seed=seed)
+
+
+def settings(name: str, **knobs: Any) -> dict[str, Any]:
+    """The resolved settings of a method: the ``optimizer`` part of a run's configuration, without Hydra."""
+    if name not in options("optimizer"):
+        raise UserError(f"There is no method {name!r}.{suggest(name, options('optimizer'))}")
+    content = read(f"optimizer/{name}")
+    core = read("config")
+    common, words = core["optimizer"], core["choices"]
+    own = content.keys() - {"defaults", "methods", "optimizer"}
+    chosen = {path.rpartition("/")[2]: option for entry in content["defaults"] if entry != "_self_" for path, option in entry.items()}
+    chosen |= {question: knobs.pop(question) for question in QUESTIONS if question in knobs}
+    dotted = {key: knobs.pop(key) for key in list(knobs) if "." in key}
+    for key in knobs.keys() - own - common.keys():
+        raise UserError(f"{name} has no knob {key!r}.{suggest(key, [*own, *common, *QUESTIONS])}")
+
+    written = merged(common, content["optimizer"])
+    values = resolve(written, {**content, **knobs})
+    unread = knobs.keys() & own
+    result = {"name": name}
+    for key, default in common.items():
+        result[key] = checked(key, knobs.get(key, values[key]), default, words.get(key, ()))
+        unread -= {reference(written[key])}
+    for question, option in chosen.items():
+        group = f"optimizer/{question}"
+        known, _ = fields(group, option)
+        part = {key: value for key, value in values.get(question, {}).items() if key in known}
+        for full in [full for full in dotted if full.startswith(f"{question}.")]:
+            if full.partition(".")[2] not in known:
+                raise UserError(f"{question}={option} has no field {full!r}.{suggest(full.partition('.')[2], known)}")
+            part[full.partition(".")[2]] = dotted.pop(full)
+        names = {key: knob for key in part if (knob := reference(written.get(question, {}).get(key)))}
+        unread -= set(names.values())
+        result[question] = typed(group, option, part, names)
+    for full in dotted:
+        raise UserError(f"{full!r} is no field of a part; the parts are {', '.join(QUESTIONS)}.")
+    for key in unread:
+        raise UserError(f"{key!r} is not read: the part of {name} that reads it was swapped for another.")
+    return result
+
+
+def build(settings: dict[str, Any], model: nn.Module, *, seed: int = 0) -> Gradient:
+    """The method of resolved settings; UserError where they do not fit the model."""
+    parts: dict[str, Any] = {}
+    for question, module in zip(QUESTIONS, (when, where, between, samples), strict=True):
+        values = dict(settings[question])
+        parts[question] = module.OPTIONS[values.pop("name")](**values)
+    common = {key: value for key, value in settings.items() if key not in ("name", *QUESTIONS)}
+    return Gradient(model, **parts, **common, seed=seed)

@@ -1,0 +1,27 @@
+"""A value on its way from the device to the host, without making the host wait for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class HostCopy:
+    """A copy that is started now and read later, when the device has long passed the point."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.detach().to("cpu", non_blocking=True)
+        self._event = None
+        if tensor.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def ready(self) -> bool:
+        """Whether ``value`` would return at once."""
+        return self._event is None or self._event.query()
+
+    def value(self) -> Tensor:
+        """The tensor on the host; waits until the device has come to where the copy was started."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy

@@ -1,0 +1,49 @@
+"""The parameters of a model in the order of its layers, with the layer and the stage that each belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..chain import layers
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Structure:
+    """What a method knows of a model. ``parameters`` are the trainable ones, layer by layer, forward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = layers(model)
+        self.parameters = [p for layer in self.layers for p in layer.parameters]
+        self.layer_of = [index for index, layer in enumerate(self.layers) for _ in layer.parameters]
+        self._sizes = [len(layer.parameters) for layer in self.layers]
+        self._lengths: Tensor | None = None
+
+    def parameters_of(self, chosen: Iterable[int]) -> list[int]:
+        """The indices of the parameters of the layers ``chosen`` (layer indices)."""
+        chosen = set(chosen)
+        return [index for index, layer in enumerate(self.layer_of) if layer in chosen]
+
+    def first_stage(self, parameters: Iterable[int]) -> int:
+        """The first stage of the chain that a change of these parameters (indices, at least one) reaches."""
+        return min(self.layers[self.layer_of[index]].stage for index in parameters)
+
+    def gradients(self) -> list[Tensor | None]:
+        """``.grad`` of every parameter."""
+        return [p.grad for p in self.parameters]
+
+    def layer_norms(self, gradients: list[Tensor | None]) -> Tensor:
+        """The norm of the gradient of every layer, shape ``(layers,)``, on the device; a missing gradient counts zero."""
+        present = [g.float() if g.dtype in HALF else g for g in gradients if g is not None]
+        if not present:
+            return torch.zeros(len(self.layers))
+        norms: Any = iter(torch._foreach_norm(present))
+        zero = torch.zeros((), dtype=present[0].dtype, device=present[0].device)
+        squares = torch.stack([zero if g is None else next(norms) for g in gradients]).square()
+        if self._lengths is None or self._lengths.device != squares.device:
+            self._lengths = torch.tensor(self._sizes, device=squares.device)
+        return torch.segment_reduce(squares, "sum", lengths=self._lengths).sqrt()

@@ -1,0 +1,125 @@
+"""What can be configured: the option files of ``conf/``, read as plain YAML.
+
+The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
+of the field. ``choices: {field: [words]}`` in the file names the words a field may take. Knows neither torch nor Hydra,
+so that the library's ``create`` and the command line check a value in the same way, and at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
+QUESTIONS = ("when", "where", "between", "samples")
+REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
+
+
+class UserError(ValueError):
+    """What the user can put right. The message is one sentence that says how."""
+
+
+def options(group: str) -> list[str]:
+    """The options of a group, e.g. ``options("optimizer/when")``; experiments as ``paper/benchmark``."""
+    folder = CONF / group
+    found = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
+
+
+@cache
+def _read(path: Path) -> Any:
+    # YAML 1.1 takes 1e-8 for a string where OmegaConf takes it for a number; the files write 1.0e-8, which is both.
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def read(name: str) -> dict[str, Any]:
+    """The content of ``conf/<name>.yaml``; UserError with a suggestion if there is no such option."""
+    path = CONF / f"{name}.yaml"
+    if not path.is_file():
+        group, _, option = name.rpartition("/")
+        raise UserError(f"{group} has no option {option!r}.{suggest(option, options(group))}")
+    return merged(_read(path), {})
+
+
+def fields(group: str, option: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The fields of an option with their defaults, and the words that some of them may take."""
+    content = read(f"{group}/{option}")
+    choices = content.pop("choices", {})
+    top = group.rpartition("/")[2]
+    if isinstance(content.get(top), dict):  # "@package _global_": the fields beside the knobs they refer to
+        content = {key: resolve(value, content) for key, value in content[top].items()}
+    content.pop("defaults", None)
+    return content, choices
+
+
+def typed(group: str, option: str, values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Every field of an option: from ``values`` where it stands there, else the default; checked, in ``names``' words."""
+    known, words = fields(group, option)
+    dotted = group.replace("/", ".")
+    return {
+        key: checked(names.get(key, f"{dotted}.{key}"), values.get(key, default), default, words.get(key, ()))
+        for key, default in known.items()
+    }
+
+
+def resolve(value: Any, root: dict[str, Any]) -> Any:
+    """Replace ``${a.b}`` by what stands at ``root["a"]["b"]``, through dicts and chains of references."""
+    if isinstance(value, dict):
+        return {key: resolve(item, root) for key, item in value.items()}
+    target = reference(value)
+    if target is None:
+        return value
+    node: Any = root
+    for key in target.split("."):
+        node = node[key]
+    return resolve(node, root)
+
+
+def reference(value: Any) -> str | None:
+    """``"a.b"`` of ``"${a.b}"``; None for anything else."""
+    match = REFERENCE.match(value) if isinstance(value, str) else None
+    return match[1] if match else None
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``base`` with ``over`` laid on it, dicts merged key by key."""
+    out = {key: merged(value, {}) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def checked(name: str, value: Any, default: Any, words: Iterable[Any] = ()) -> Any:
+    """``value`` as the type of ``default``, or as one of ``words``; UserError that names it otherwise."""
+    words = list(words)
+    if value == "???":
+        raise UserError(f"{name} must be given: {name}=...")
+    if value in words and not isinstance(value, bool):
+        return value
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, str) and words:
+        raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
+    if default is None or isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    said = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a group of keys"}
+    also = f" or {', '.join(map(str, words))}" if words else ""
+    raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {value!r}.")
+
+
+def suggest(word: str, known: Iterable[Any]) -> str:
+    """`` Did you mean 'x'?`` or, where nothing is close, what there is; with a space in front."""
+    known = sorted({str(item) for item in known})
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" There is: {', '.join(known)}." if known else ""
