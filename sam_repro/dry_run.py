@@ -1,0 +1,91 @@
+"""``dry_run=true``: what would run, how large it is and how long it would take; nothing is written."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tracking.console import clock, console
+from .train.job import Config, Job
+from .train.score import autocast, evaluate
+from .train.store import Run
+
+STEPS = 5
+
+
+def dry_run(config: Config, run: Run) -> None:
+    """Print what the run consists of, after a few of its steps on its own data (none of which is kept)."""
+    started = time.perf_counter()
+    job = Job(config)
+    layers = job.gradient.structure.layers
+    size = sum(p.numel() for p in job.model.parameters())
+    activations = _activations(job)
+    step, evaluation = _timed(job)
+    steps = len(job.batches) * config["epochs"]
+    o = config["optimizer"]
+    parts = ", ".join(f"{q}={o[q]['name']}" for q in ("when", "where", "between", "samples"))
+    held = {
+        "weights": _bytes(job.parameters),
+        "gradients": _bytes(job.parameters),
+        "base optimizer": _bytes(t for state in job.base.state.values() for t in state.values() if isinstance(t, Tensor)),
+        "activations of a batch": activations,
+        "data set": _bytes([job.parts.train.inputs, job.batches.windows._base, job.parts.score.inputs]),  # type: ignore[list-item]
+    }
+    if o["when"]["name"] != "never":  # the weights at w, the gradient at w and the perturbation, at most
+        held["of the method"] = 3 * _bytes(job.parameters)
+    lines = [
+        ("run", f"{run.id} ({run.state}) in {run.path}"),
+        ("data", f"{config['dataset']['name']}: {len(job.parts.train):,} to train on, {len(job.parts.score):,} for the {job.split} score"),
+        ("model", f"{config['model']['name']}: {size:,} parameters in {len(layers)} layers"),
+        ("method", f"{o['name']} ({parts}), alpha {o['mix']:g}"),
+        ("training", f"{config['epochs']} epochs x {len(job.batches)} steps of {config['batch_size']} on {config['device']}"),
+        ("memory", f"about {sum(held.values()) / 2**20:,.0f} MiB: " + ", ".join(f"{k} {v / 2**20:,.1f}" for k, v in held.items())),
+        ("time", f"about {clock(steps * step + config['epochs'] * evaluation)} ({step * 1000:,.0f} ms a step, timed over {STEPS})"),
+    ]
+    for name, value in lines:
+        console.print(f"{name:<9} {value}")
+    console.print(f"Nothing was run or written; this took {clock(time.perf_counter() - started)}.")
+
+
+def _activations(job: Job) -> int:
+    """Bytes that a forward pass over one batch keeps for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    samples = next(iter(job.batches.epoch(0)))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(job.device, job.config["precision"]):
+        job.model(samples.inputs)
+    weights = {p.untyped_storage().data_ptr() for p in job.parameters}
+    return sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
+def _timed(job: Job) -> tuple[float, float]:
+    """Seconds of a step (after one to warm up) and of an evaluation."""
+    batches = iter(job.batches.epoch(0))
+    times = []
+    for _, samples in zip(range(STEPS + 1), batches, strict=False):
+        start = _now(job)
+        with autocast(job.device, job.config["precision"]):
+            job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
+        job.base.step()
+        job.base.zero_grad()
+        times.append(_now(job) - start)
+    start = _now(job)
+    evaluate(job.model, job.scored_samples(), job.dataset.metric, job.config["precision"])
+    return sorted(times[1:] or times)[len(times[1:]) // 2], _now(job) - start
+
+
+def _now(job: Job) -> float:
+    if job.device.type == "cuda":
+        torch.cuda.synchronize(job.device)
+    return time.perf_counter()
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,47 @@
+"""``python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]``: a finished run on its test set."""
+
+from __future__ import annotations
+
+import sys
+
+from .schema import UserError, suggest
+from .train.store import find
+
+USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]"
+
+
+def main() -> None:
+    """The command line."""
+    try:
+        settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+        if len(settings) != len(sys.argv) - 1 or not settings.get("run"):
+            raise UserError(f"usage: {USAGE}")
+        evaluate_run(**settings)
+    except TypeError:
+        key = next(key for key in settings if key not in ("run", "runs_dir", "data_dir", "device"))
+        sys.exit(f"sam_repro.evaluate: There is no key {key!r}.{suggest(key, ['run', 'runs_dir', 'data_dir', 'device'])}")
+    except UserError as error:
+        sys.exit(f"sam_repro.evaluate: {error}")
+
+
+def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto") -> float:
+    """Print and return the test score of the weights that the run ended with; UserError if it has not ended."""
+    found = find(runs_dir, run)
+    if found.state != "done":
+        raise UserError(f"Run {found.id} is {found.state}, not done: '{found.status['command']}' brings it to its end.")
+
+    from .train.job import Job, resolve_device
+    from .train.score import evaluate
+
+    config = found.config | {"device": device, "val_fraction": 0.0}
+    if data_dir is not None:
+        config["data_dir"] = data_dir
+    job = Job(resolve_device(config))
+    job.resume(found.checkpoint)
+    score = evaluate(job.model, job.scored_samples(), job.dataset.metric, config["precision"])
+    print(f"run {found.id}, epoch {job.epoch}: test {job.dataset.metric} {score:.2f} % on {len(job.parts.score):,} samples")
+    return score
+
+
+if __name__ == "__main__":
+    main()

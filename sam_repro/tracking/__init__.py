@@ -1,0 +1,1 @@
+"""Where a run shows itself while it lasts."""

@@ -1,0 +1,112 @@
+"""The terminal: a progress bar while a run trains, plain lines where it is none, and a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Row = dict[str, Any]
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+class Display:
+    """The progress of one training."""
+
+    def __init__(self, steps: int, done: int, epochs: int) -> None:
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=steps, completed=done, numbers="")
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    @property
+    def live(self) -> bool:
+        """Whether anyone sees the numbers of a step."""
+        return console.is_terminal
+
+    def step(self, epoch: int, done: int, loss: float | None, score: float | None, speed: float) -> None:
+        """Show the state after a step; ``done`` steps of all."""
+        numbers = "" if loss is None else f"loss {loss:.4f}  train {score:.2f} %  "
+        self.bar.update(self.task, completed=done, description=f"epoch {epoch}/{self.epochs}", numbers=f"{numbers}{speed:,.0f} samples/s")
+
+    def epoch(self, row: Row, left: float) -> None:
+        """A line for a finished epoch, with the seconds left."""
+        console.print(
+            f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  train {row['train_score']:6.2f} %  "
+            f"{row['split']} {row['score']:6.2f} %  lr {row['lr']:.2g}  {row['images_per_second']:,.0f} samples/s  left {clock(left)}"
+        )
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def show_summary(summary: Row, path: str) -> None:
+    """What a finished run came to."""
+    s = summary
+    scale = "" if s["scale"] == "paper" else f", scale {s['scale']}"
+    console.print(f"\n{s['optimizer']} on {s['dataset']} / {s['model']}, seed {s['seed']}, {s['epochs']} epochs{scale}, {s['hardware']}")
+    rows = [
+        (f"{s['split']} {s['metric']}", f"{s['score_last']:.2f} % last, {s['score_best']:.2f} % best (epoch {s['best_epoch']})"),
+        ("throughput", f"{s['images_per_second']:,.0f} samples/s"),
+        ("steps with an ascent", f"{s['sampling_number']:,} of {s['steps']:,}  (sampling number)"),
+        ("cost", f"{per_step(s, 'forward')} forward, {per_step(s, 'backward')} backward passes a step  (SGD: 1, 1)"),
+        ("gradient norm", f"{s['grad_norm']:.4f}  (whole model, last epoch)"),
+        ("time", f"{clock(s['seconds'])} training"),
+    ]
+    for name, value in rows:
+        console.print(f"  {name:<21} {value}")
+    if any(s["perturbations"].values()):
+        console.print(f"  perturbed, of {s['steps']:,} steps:")
+        width = max(map(len, s["perturbations"]))
+        for layer, count in s["perturbations"].items():
+            console.print(f"    {layer:<{width}} {bar(count / s['steps'], 30)} {count:,}")
+    console.print(f"  files                 {path}")
+
+
+def per_step(summary: Row, kind: str) -> str:
+    """Passes of a step, from the run's total."""
+    return f"{summary[f'{kind}_units'] / summary['steps']:.2f}"
+
+
+def bar(share: float, width: int) -> str:
+    """A share as a bar of text, padded to ``width``."""
+    eighths = round(share * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
+
+
+def show_runs(rows: list[Row]) -> None:
+    """A table of runs: id, state, what, and how it came out."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "state", "dataset", "model", "method", "seed", "epochs"):
+        table.add_column(name, overflow="fold")
+    for name in ("score", "best", "samples/s", "ascents", "passes"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(str(row.get(column.header, "")) for column in table.columns))
+    (console if console.is_terminal else Console(highlight=False, width=140)).print(table)
+    for row in rows:
+        if row.get("error"):
+            console.print(f"{row['run']} failed: {row['error']}")

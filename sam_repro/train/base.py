@@ -1,0 +1,55 @@
+"""The base optimizer and the schedule of its learning rate: torch's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from ..schema import UserError
+
+
+def base_optimizer(settings: dict[str, Any], parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """``conf/base``: takes the step along the method's gradient; weight decay is its own, at w."""
+    if settings["name"] == "adamw":
+        betas = (settings["beta1"], settings["beta2"])
+        return AdamW(parameters, lr, betas, settings["eps"], weight_decay)
+    if settings["nesterov"] and settings["momentum"] <= 0:
+        raise UserError("base.nesterov=true needs a momentum above 0.")
+    return SGD(parameters, lr, settings["momentum"], weight_decay=weight_decay, nesterov=settings["nesterov"])
+
+
+def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
+    """``conf/schedule``: the learning rate, advanced after every step."""
+    total = epochs * steps_per_epoch
+    if settings["name"] == "onecycle":
+        return OneCycleLR(
+            base,
+            base.param_groups[0]["lr"],
+            total + 1,  # torch counts the state after the last step as well
+            pct_start=settings["warmup_share"],
+            cycle_momentum=False,
+            div_factor=settings["start_factor"],
+            final_div_factor=settings["final_factor"],
+        )
+    warmup = round(settings["warmup"] * steps_per_epoch)
+    if warmup >= total:
+        raise UserError(f"schedule.warmup={settings['warmup']} epochs leave nothing of a training of {epochs}.")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if settings["name"] == "step":
+            passed = (step >= round(settings["first"] * total)) + (step >= round(settings["second"] * total))
+            return float(settings["factor"] ** passed)
+        if settings["name"] == "cosine":
+            if settings["per"] == "epoch":
+                return 0.5 * (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs))
+            return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        return 1.0
+
+    return LambdaLR(base, factor)

@@ -1,0 +1,109 @@
+"""Everything a training consists of, built from a configuration, and as one state to save."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import data, models, optim
+from ..data.batches import TrainBatches, in_order
+from ..schema import UserError
+from .base import base_optimizer, schedule
+from .store import write
+
+Config = dict[str, Any]
+
+
+def resolve_device(config: Config) -> Config:
+    """The configuration with ``device=auto`` decided; UserError where the GPU that was asked for is not there."""
+    name = config["device"]
+    if name == "auto":
+        return {**config, "device": "cuda" if torch.cuda.is_available() else "cpu"}
+    if name.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(name.partition(":")[2] or 0) >= count:
+            raise UserError(f"device={name} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count != 1)}: use device=cpu.")
+    return config
+
+
+class Job:
+    """Data, model, method, base optimizer and schedule on their device."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = torch.device(config["device"])
+        torch.manual_seed(config["seed"])
+        self.parts = data.to(
+            data.load(
+                config["dataset"]["name"],
+                config["data_dir"],
+                train_fraction=config["train_fraction"],
+                val_fraction=config["val_fraction"],
+            ),
+            self.device,
+        )
+        self.dataset = self.parts.dataset
+        augment = {key: value for key, value in config["dataset"].items() if key != "name"}
+        self.batches = TrainBatches(self.parts.train, self.dataset, config["batch_size"], config["seed"], **augment)
+        self.model = models.create(**config["model"], num_classes=self.dataset.classes, in_channels=self.dataset.channels)
+        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.gradient = optim.build(config["optimizer"], self.model, seed=config["seed"])
+        self.parameters = self.gradient.structure.parameters
+        self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"])
+        self.schedule = schedule(config["schedule"], self.base, config["epochs"], len(self.batches))
+        self.epoch = 0  # epochs done
+
+    def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each sample, with label smoothing; ``(batch,)``."""
+        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
+
+    def scored_samples(self) -> Any:
+        """The batches that the score is measured on: of the test set, or of the part held out."""
+        return in_order(self.parts.score, self.dataset, 4 * self.config["batch_size"])
+
+    @property
+    def split(self) -> str:
+        """What the score is measured on: ``test`` or ``val``."""
+        return "val" if self.config["val_fraction"] else "test"
+
+    def save(self, path: Path) -> None:
+        """Write all that the rest of the training depends on."""
+        state = {
+            "epoch": self.epoch,
+            "model": self.model.state_dict(),
+            "base": self.base.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "gradient": self.gradient.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write(path, buffer.getvalue())
+
+    def resume(self, path: Path) -> None:
+        """Take up where ``save`` left off."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as error:
+            raise UserError(f"{path} cannot be read ({type(error).__name__}): rerun=true starts the run anew.") from error
+        self.epoch = state["epoch"]
+        self.model.load_state_dict(state["model"])
+        self.base.load_state_dict(state["base"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.gradient.load_state_dict(_on_host(state["gradient"]))
+        torch.set_rng_state(state["random"].cpu())
+        if state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+
+
+def _on_host(state: Any) -> Any:
+    """Generator states must lie on the host."""
+    if isinstance(state, Tensor) and state.dtype == torch.uint8:
+        return state.cpu()
+    return {key: _on_host(value) for key, value in state.items()} if isinstance(state, dict) else state

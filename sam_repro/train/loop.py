@@ -1,0 +1,195 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from ..optim import HostCopy
+from ..schema import UserError
+from ..tracking.console import Display
+from .job import Config, Job
+from .score import METRICS, autocast, evaluate
+from .store import Row, Run, versions
+
+
+def train(config: Config, run: Run) -> Row:
+    """Train ``config`` from the run's last checkpoint, or from the beginning, to its end; returns the summary.
+
+    Raises UserError where the configuration does not fit the data or the model, and where the loss is no longer a number.
+    """
+    job = Job(config)
+    if run.checkpoint.exists():
+        job.resume(run.checkpoint)
+    metrics = [row for row in run.metrics() if row["epoch"] <= job.epoch]
+    layers = [row for row in run.layers() if row["epoch"] <= job.epoch]
+    steps = len(job.batches)
+
+    with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
+        while job.epoch < config["epochs"]:
+            epoch = EpochRecord(job)
+            train_epoch(job, epoch, display)
+            row, layer_rows = epoch.close()
+            row["score"] = evaluate(job.model, job.scored_samples(), job.dataset.metric, config["precision"])
+            metrics.append({**row, "split": job.split})
+            layers += layer_rows
+            run.record(metrics, layers)
+            job.save(run.checkpoint)
+            display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
+
+    summary = summarise(run.id, job, metrics, layers)
+    run.finish(summary)
+    return summary
+
+
+def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -> None:
+    """One pass over the training set. Nothing in it makes the host wait for the device, but the method's own decision."""
+    config = job.config
+    job.model.train()
+    for samples in job.batches.epoch(job.epoch):
+        with autocast(job.device, config["precision"]):
+            report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
+        if config["clip"]:
+            clip_grad_norm_(job.parameters, config["clip"])
+        lr = job.base.param_groups[0]["lr"]
+        job.base.step()
+        job.schedule.step()
+        job.base.zero_grad()
+        record.step(report, samples.targets, lr)
+        if display is not None and display.live:
+            record.show(display)
+    job.epoch += 1
+
+
+class EpochRecord:
+    """The sums of an epoch, on the device until it ends."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.number = job.epoch + 1
+        self.started = time.perf_counter()
+        self.steps = self.ascents = 0
+        self.forward_units = self.backward_units = 0.0
+        self.perturbed: Counter[str] = Counter()
+        self.loss = torch.zeros((), device=job.device)
+        self.layer_norms = torch.zeros(len(job.gradient.structure.layers), device=job.device)
+        self.norm = torch.zeros((), device=job.device)
+        self.predictions: list[Tensor] = []
+        self.targets: list[Tensor] = []
+        self.lr = 0.0
+        self._shown, self._on_its_way = 0.0, None  # type: tuple[float, HostCopy | None]
+
+    def step(self, report: Any, targets: Tensor, lr: float) -> None:
+        """Add what a step reports."""
+        self.steps += 1
+        self.ascents += report.ascended
+        self.forward_units += report.forward_units
+        self.backward_units += report.backward_units
+        self.perturbed.update(report.layers)
+        self.loss += report.loss * len(targets)
+        self.layer_norms += report.layer_norms
+        self.norm += report.layer_norms.norm()
+        self.predictions.append(report.outputs.argmax(1))
+        self.targets.append(targets)
+        self.lr = lr
+
+    @property
+    def samples(self) -> int:
+        """Seen so far."""
+        return sum(map(len, self.targets))
+
+    def show(self, display: Display) -> None:
+        """Twice a second: send for the numbers, and show those that have arrived."""
+        now = time.perf_counter()
+        if self._on_its_way is not None and self._on_its_way.ready():
+            loss, score = self._on_its_way.value().tolist()
+            done = self.steps + (self.number - 1) * len(self.job.batches)
+            display.step(self.number, done, loss, score, self.samples / (now - self.started))
+            self._on_its_way = None
+        elif self._on_its_way is None and now - self._shown > 0.5:
+            self._shown = now
+            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, self._score()]))
+
+    def close(self) -> tuple[Row, list[Row]]:
+        """The epoch's row of metrics (without the score) and its rows of layers.
+
+        Raises UserError where the loss is no longer a number.
+        """
+        loss = self.loss.item() / self.samples  # waits for the device: the epoch's work is done
+        seconds = time.perf_counter() - self.started
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"The loss became {loss} in epoch {self.number}: the training diverged. Lower lr or the perturbation "
+                "(rho, r), warm up (schedule.warmup=1), or clip the gradient (clip=1)."
+            )
+        row = {
+            "epoch": self.number,
+            "train_loss": loss,
+            "train_score": self._score().item(),
+            "score": None,
+            "lr": self.lr,
+            "images_per_second": self.samples / seconds,
+            "sampling_number": self.ascents,
+            "grad_norm": self.norm.item() / self.steps,
+            "seconds": seconds,
+            "steps": self.steps,
+            "forward_units": self.forward_units,
+            "backward_units": self.backward_units,
+        }
+        names = [layer.name for layer in self.job.gradient.structure.layers]
+        norms = (self.layer_norms / self.steps).tolist()
+        return row, [
+            {"epoch": self.number, "layer": name, "grad_norm": norm, "perturbations": self.perturbed[name]}
+            for name, norm in zip(names, norms, strict=True)
+        ]
+
+    def _score(self) -> Tensor:
+        return METRICS[self.job.dataset.metric](torch.cat(self.predictions), torch.cat(self.targets))
+
+
+def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> Row:
+    """The summary of a finished run: derived from its rows."""
+    config = job.config
+    total = {key: sum(row[key] for row in metrics) for key in ("steps", "sampling_number", "forward_units", "backward_units", "seconds")}
+    best = max(metrics, key=lambda row: row["score"])
+    perturbations = {layer.name: 0 for layer in job.gradient.structure.layers}
+    for row in layers:
+        perturbations[row["layer"]] += row["perturbations"]
+    return {
+        "run_id": run_id,
+        "dataset": config["dataset"]["name"],
+        "model": config["model"]["name"] if config["model"]["name"] != "timm" else config["model"]["arch"],
+        "optimizer": config["optimizer"]["name"],
+        "seed": config["seed"],
+        "epochs": config["epochs"],
+        "metric": job.dataset.metric,
+        "split": job.split,
+        "score_last": metrics[-1]["score"],
+        "score_best": best["score"],
+        "best_epoch": best["epoch"],
+        "train_loss": metrics[-1]["train_loss"],
+        "images_per_second": len(job.parts.train) * len(metrics) / total["seconds"],
+        **total,
+        "perturbations": perturbations,
+        "grad_norm": metrics[-1]["grad_norm"],
+        "parameters": sum(p.numel() for p in job.model.parameters()),
+        "train_samples": len(job.parts.train),
+        "device": config["device"].partition(":")[0],
+        "hardware": hardware(job.device),
+        "precision": config["precision"],
+        "versions": versions(),
+        "scale": config["scale"],
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """What the device is, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

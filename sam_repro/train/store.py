@@ -1,0 +1,210 @@
+"""The run store: a run's directory is named after what the run is. Knows no torch, so that looking up a run is fast.
+
+    <runs_dir>/<run_id>/  config.yaml  status.json  metrics.jsonl  layers.csv  checkpoint/  summary.json
+
+Every file is replaced whole, never left half written. The metrics are the record; the summary is derived from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from ..schema import UserError
+
+Row = dict[str, Any]
+LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
+
+
+class Run:
+    """One directory of the store."""
+
+    def __init__(self, runs_dir: str | Path, run_id: str) -> None:
+        self.id = run_id
+        self.path = Path(runs_dir) / run_id
+        self.checkpoint = self.path / "checkpoint" / "last.pt"
+
+    @property
+    def status(self) -> Row:
+        """``status.json``; empty before the run has started."""
+        return self._json("status.json")
+
+    @property
+    def state(self) -> str:
+        """running, stopped, done or failed; ``new`` before the run has started, ``stopped`` if it was killed."""
+        state = self.status.get("state", "new")
+        return "stopped" if state == "running" and not self.is_held() else state
+
+    @property
+    def summary(self) -> Row:
+        """``summary.json``; empty until the run is done."""
+        return self._json("summary.json")
+
+    @property
+    def config(self) -> Row:
+        """``config.yaml``."""
+        content: Row = yaml.safe_load((self.path / "config.yaml").read_text())
+        return content
+
+    def metrics(self) -> list[Row]:
+        """``metrics.jsonl``: one row an epoch."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def layers(self) -> list[Row]:
+        """``layers.csv``: one row an epoch and layer."""
+        path = self.path / "layers.csv"
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return [
+                {"epoch": int(r["epoch"]), "layer": r["layer"], "grad_norm": float(r["grad_norm"]), "perturbations": int(r["perturbations"])}
+                for r in csv.DictReader(file)
+            ]
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self, config: Row, command: str) -> Iterator[None]:
+        """The run is ours while this lasts: ``status.json`` says running, and then stopped or failed if it was left early.
+
+        Raises UserError where another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"Run {self.id} is already running (process {self.status.get('pid')}); let it end.") from error
+            write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            (self.path / "traceback.txt").unlink(missing_ok=True)
+            started = self.status.get("started") or now()
+            self._say("running", started=started, command=command, **provenance())
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._say("stopped")
+                raise
+            except BaseException as error:
+                if not isinstance(error, UserError):
+                    write(self.path / "traceback.txt", traceback.format_exc())
+                self._say("failed", error=f"{error}" or type(error).__name__)
+                raise
+
+    def record(self, metrics: list[Row], layers: list[Row]) -> None:
+        """Write the rows of all epochs so far."""
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, LAYER_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(layers)
+        write(self.path / "layers.csv", table.getvalue())
+        write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+
+    def finish(self, summary: Row) -> None:
+        """Write the summary, and that the run is done."""
+        write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self._say("done")
+
+    def clear(self) -> None:
+        """Forget the run; UserError where a process is at work on it."""
+        if self.is_held():
+            raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work on the run."""
+        try:
+            with (self.path / ".lock").open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+    def _say(self, state: str, **more: Any) -> None:
+        kept = {key: value for key, value in self.status.items() if key not in ("error", "ended")}
+        if state != "running":
+            more["ended"] = now()
+        write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
+
+    def _json(self, name: str) -> Row:
+        path = self.path / name
+        content: Row = json.loads(path.read_text()) if path.exists() else {}
+        return content
+
+
+def all_runs(runs_dir: str | Path) -> list[Run]:
+    """The runs of a store, oldest first."""
+    folders = [path.parent for path in Path(runs_dir).glob("*/status.json")]
+    return sorted((Run(runs_dir, folder.name) for folder in folders), key=lambda run: run.status.get("started", ""))
+
+
+def find(runs_dir: str | Path, prefix: str) -> Run:
+    """The run whose id begins with ``prefix``; UserError if it is none, or several."""
+    found = [run for run in all_runs(runs_dir) if prefix and run.id.startswith(prefix)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{prefix!r} is the beginning of {len(found)} run ids: {', '.join(run.id for run in found)}.")
+    raise UserError(f"There is no run {prefix!r} in {runs_dir}: 'python -m sam_repro.runs list' shows those there are.")
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace the file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def now() -> str:
+    """The time, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def provenance() -> Row:
+    """Where a run is made and with what."""
+    return {"host": platform.node(), "pid": os.getpid(), "commit": commit(), "versions": versions()}
+
+
+def versions() -> Row:
+    """Of what can change a number."""
+    known = {"sam_repro": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "timm", "numpy", "scikit-learn"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            known[name] = metadata.version(name)
+    return known
+
+
+def commit() -> str | None:
+    """The commit of the checkout the code runs from, ``+`` behind it where files differ; None for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
