@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from .config import explain, finish, identity
@@ -20,13 +22,16 @@ from .train.store import Run
 def app(composed: DictConfig) -> None:
     """One run of what Hydra composed; in a sweep a failure is written down, and the next job goes on."""
     overrides = list(HydraConfig.get().overrides.task)
-    in_sweep = HydraConfig.get().mode == hydra.types.RunMode.MULTIRUN
     try:
         launch(finish(composed, overrides), overrides)
     except Exception as error:
-        if not in_sweep:
+        sentence = _sentence(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            print(f"sam_repro: {sentence or traceback.format_exc()}", file=sys.stderr)
+        elif sentence is not None:
+            sys.exit(f"sam_repro: {sentence}")
+        else:
             raise
-        print(f"sam_repro: {_sentence(error)}", file=sys.stderr)
 
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:

@@ -17,7 +17,7 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .between import Between
-from .passes import Batch, Criterion, Masks, Passes, detached, is_chain, perturbed, size
+from .passes import Batch, Criterion, Masks, Passes, detached, is_chain, perturbed, size, written
 from .samples import Samples
 from .structure import Structure
 from .when import When
@@ -170,15 +170,16 @@ class Gradient:
         for batch in group:
             state = passes.prefix(batch, start)
             masks.append(Masks(self.model, passes.same_dropout))
+            before = written(state)
             loss, outputs = passes.loss(detached(state) if start else state, batch, start)
+            if start and written(state) != before:
+                raise RuntimeError(f"Stage {start} writes into its input, which the second pass needs too: make it out of place.")
             share = batch.share / in_group
             ascent = _sum(ascent, passes.gradient(_share(loss, share), batch, start, parameters))
             step.saw(loss, outputs, batch)
             states.append(state)
 
-        moved = [(p, g) for p, g in zip(parameters, ascent, strict=True) if g is not None]
-        perturbation = self.where.perturbation([p for p, _ in moved], self._unscaled([g for _, g in moved]))
-        with perturbed([p for p, _ in moved], perturbation):
+        with self._perturbed(parameters, ascent):
             for batch, state, mask in zip(group, states, masks, strict=True):
                 mask.replay()
                 with passes.statistics_kept() if self.bn == "clean" else nullcontext():
@@ -188,9 +189,17 @@ class Gradient:
         if self.mix != 1.0 or self.between.needs_clean:
             step.clean = _sum(step.clean, [g if g is None else _share(g, in_group) for g in ascent])
 
+    def _perturbed(self, parameters: Sequence[Tensor], ascent: Sequence[Tensor | None]) -> AbstractContextManager[None]:
+        """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
+        moved = [(p, g) for p, g in zip(parameters, ascent, strict=True) if g is not None]
+        if not moved:
+            return nullcontext()
+        chosen, gradients = [p for p, _ in moved], [g for _, g in moved]
+        return perturbed(chosen, self.where.perturbation(chosen, self._unscaled(gradients)))
+
     def _unscaled(self, gradients: list[Tensor]) -> Sequence[Tensor]:
         """The ascent gradient without the GradScaler's factor, which is read on the device."""
-        if self.passes.scaler is None or not gradients:
+        if self.passes.scaler is None:
             return gradients
         return torch._foreach_div(gradients, self._scale(gradients[0]))
 

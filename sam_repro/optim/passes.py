@@ -145,6 +145,13 @@ def detached(state: Any) -> Any:
     return tree_map(Tensor.detach, state)
 
 
+def written(state: Any) -> list[int]:
+    """How often each tensor of the state has been written to, views included."""
+    versions: list[int] = []
+    tree_map(lambda tensor: versions.append(tensor._version), state)
+    return versions
+
+
 def is_chain(model: nn.Module) -> bool:
     """Whether the model can be run from one stage to another."""
     return isinstance(model, Chain)

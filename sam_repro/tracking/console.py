@@ -78,11 +78,22 @@ def show_summary(summary: Row, path: str) -> None:
     for name, value in rows:
         console.print(f"  {name:<21} {value}")
     if any(s["perturbations"].values()):
-        console.print(f"  perturbed, of {s['steps']:,} steps:")
-        width = max(map(len, s["perturbations"]))
-        for layer, count in s["perturbations"].items():
-            console.print(f"    {layer:<{width}} {bar(count / s['steps'], 30)} {count:,}")
+        show_perturbations(s["perturbations"], s["steps"])
     console.print(f"  files                 {path}")
+
+
+def show_perturbations(counts: dict[str, int], steps: int, most: int = 40) -> None:
+    """How often each layer was perturbed, as a bar chart; of a deep model the ``most`` perturbed layers."""
+    if len(set(counts.values())) == 1:
+        console.print(f"  perturbed             all {len(counts)} layers, each at {next(iter(counts.values())):,} of {steps:,} steps")
+        return
+    shown = sorted(counts, key=lambda layer: counts[layer], reverse=True)[:most]
+    console.print(f"  perturbed, of {steps:,} steps:")
+    width = max(map(len, shown))
+    for layer in (layer for layer in counts if layer in shown):
+        console.print(f"    {layer:<{width}} {bar(counts[layer] / steps, 30)} {counts[layer]:,}")
+    if len(counts) > most:
+        console.print(f"    and {len(counts) - most} layers perturbed less often or never")
 
 
 def per_step(summary: Row, kind: str) -> str:

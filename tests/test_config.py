@@ -1,0 +1,129 @@
+"""What a user writes, and what is answered."""
+
+import itertools
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sam_repro.config import compose, identity
+from sam_repro.optim import settings
+from sam_repro.schema import UserError, fields, options
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["kk=3"], "Did you mean 'k'"),
+        (["optimzer=sgd"], "Did you mean 'optimizer'"),
+        (["optimizer=layerwize"], "Did you mean 'layerwise'"),
+        (["dataset=cifar"], "Did you mean 'cifar10'"),
+        (["experiment=kdd24/cifar01"], "Did you mean 'cifar10'"),
+        (["optimizer/when=alway"], "Did you mean 'always'"),
+        (["optimizer.where.kk=3"], "Did you mean 'optimizer.where.k'"),
+        (["criterion=hgih"], "Did you mean 'high'"),
+        (["schedule.per=epcoh", "schedule=cosine"], "Did you mean 'epoch'"),
+        (["optimizer=sgd", "k=4"], "optimizer=sgd has no knob 'k'; the methods that have it: layerwise"),
+        (["optimizer=sam", "r=0.1"], "optimizer=sam has no knob 'r'"),
+        (["optimizer/where=model", "k=3"], "'k' is not read"),
+        (["optimizer/where=model", "optimizer.where.k=3"], "has no field 'k'"),
+        (["base=adamw", "momentum=0.5"], "'momentum' belongs to base=sgd"),
+        (["k=abc"], "k is a whole number or all, not 'abc'"),
+        (["k=2.5"], "k is a whole number"),
+        (["k=-1"], "k=-1 is too small"),
+        (["lr=fast"], "lr is a number"),
+        (["epochs=2.5"], "epochs is a whole number"),
+        (["epochs=0"], "epochs is at least 1"),
+        (["batch_size=0"], "batch_size is at least 1"),
+        (["val_fraction=1.5"], "val_fraction=1.5 is a share"),
+        (["train_fraction=0"], "train_fraction=0.0 is a share"),
+        (["device=gpu"], "device=gpu is one of"),
+        (["precision=fp8"], "precision is one of fp32, bf16"),
+        (["rerun=maybe"], "rerun is true or false"),
+        (["dataset.flip=2"], "dataset.flip is true or false"),
+        (["model=timm"], "model.arch must be given"),
+        (["+foo=3"], "There is no key 'foo'"),
+        (["epochs"], "Error parsing override"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
+)
+def test_a_wrong_word_is_answered_in_one_sentence(overrides, says):
+    with pytest.raises(UserError) as caught:
+        compose(overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_and_help_come_within_a_second_because_torch_is_not_loaded():
+    loads = "import sys, sam_repro.config, sam_repro.runs, sam_repro.sweep, sam_repro.__main__; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    start = time.perf_counter()
+    answer = subprocess.run([sys.executable, "-m", "sam_repro", "optimizer=sgd", "k=4"], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert answer.returncode == 1
+    assert answer.stderr == "sam_repro: optimizer=sgd has no knob 'k'; the methods that have it: layerwise.\n"
+    assert seconds < 3, "0.6 s on a quiet machine; the tests share theirs"
+
+
+@pytest.mark.parametrize("method", options("optimizer"))
+def test_every_method_composes_with_every_option_of_every_group(method):
+    for group in ("dataset", "base", "schedule", "scale", "experiment", *(f"optimizer/{q}" for q in ("when", "where", "between", "samples"))):
+        for option in options(group):
+            config = compose([f"optimizer={method}", f"{group}={option}"])
+            assert config["optimizer"]["name"] == method
+            assert "???" not in str(config)
+            assert "choices" not in str(config)
+            assert "methods" not in config
+
+
+@pytest.mark.parametrize("method", options("optimizer"))
+def test_the_library_has_the_defaults_of_the_command_line(method):
+    assert settings(method) == compose([f"optimizer={method}"])["optimizer"]
+
+
+def test_library_and_command_line_swap_parts_alike():
+    assert settings("layerwise", where="model", alpha=0.5) == compose(["optimizer/where=model", "alpha=0.5"])["optimizer"]
+    assert settings("sam", **{"where.normalize": False}) == compose(["optimizer=sam", "optimizer.where.normalize=false"])["optimizer"]
+
+
+def test_identity_is_what_the_run_is_and_not_where_it_lies():
+    def run_id(*overrides):
+        return identity(compose(["device=cpu", *overrides]))
+
+    same = run_id()
+    assert same == run_id("data_dir=/elsewhere", "runs_dir=there", "results_dir=x", "rerun=true", "dry_run=true")
+    assert same == run_id("k=4") == run_id("optimizer.where.k=4") == run_id("r=0.10", "epochs=20") == run_id("optimizer=layerwise")
+    assert run_id("optimizer=sam", "rho=1") == run_id("optimizer=sam", "rho=1.0")
+    assert identity(compose(["device=cuda:0"])) == identity(compose(["device=cuda:1"]))
+    others = [run_id(o) for o in ("seed=1", "k=5", "k=all", "lr=0.05", "epochs=21", "model=wrn16_2", "bn=both") if o != "bn=both"]
+    others += [run_id("optimizer.bn=both"), run_id("scale=small"), identity(compose(["device=cuda"])), run_id("optimizer=sam")]
+    assert len({same, *others}) == len(others) + 1
+
+
+def test_an_experiment_brings_each_method_its_own_numbers():
+    """As in the table of the paper: the numbers follow the method chosen, the command line beats them."""
+    layerwise = compose(["experiment=kdd24/cifar10", "optimizer=layerwise"])
+    assert (layerwise["k"], layerwise["epochs"], layerwise["batch_size"], layerwise["dataset"]["name"]) == (4, 150, 128, "cifar10")
+    general = compose(["experiment=kdd24/cifar10", "optimizer=generalized_sam"])
+    assert (general["r"], general["alpha"], general["optimizer"]["mix"]) == (0.1, 0.8, 0.8)
+    assert "k" not in general
+    assert compose(["experiment=kdd24/cifar10", "k=7"])["optimizer"]["where"]["k"] == 7
+    assert compose(["experiment=kdd24/cifar10", "model=wrn16_2"])["model"]["name"] == "wrn16_2"
+
+
+def test_scale_is_a_factor_that_the_command_line_beats():
+    small = compose(["experiment=kdd24/cifar10", "scale=small"])
+    assert (small["epochs"], small["train_fraction"], small["scale"]) == (30, 0.2, "small")
+    assert compose(["experiment=kdd24/cifar10", "scale=small", "epochs=7"])["epochs"] == 7
+    assert compose(["scale=smoke"])["epochs"] == 1
+
+
+def test_every_option_file_names_itself_and_its_choices_fit():
+    groups = ["dataset", "model", "base", "schedule", "scale", *(f"optimizer/{q}" for q in ("when", "where", "between", "samples"))]
+    for group, option in itertools.chain.from_iterable(((g, o) for o in options(g)) for g in groups):
+        known, choices = fields(group, option)
+        assert known["name"] == option
+        assert choices.keys() <= known.keys()
+        for key, words in choices.items():
+            assert known[key] in words or not isinstance(known[key], str)
