@@ -33,7 +33,7 @@ class Chain(nn.Sequential):
     def forward(self, x: Any, start: int = 0, stop: int | None = None) -> Any:
         """Run the stages ``start`` to ``stop - 1``; all of them by default."""
         for stage in islice(self._modules.values(), start, stop):
-            x = stage(x)  # type: ignore[misc]
+            x = stage(x)
         return x
 
 

@@ -32,7 +32,7 @@ def dry_run(config: Config, run: Run) -> None:
         "gradients": _bytes(job.parameters),
         "base optimizer": _bytes(t for state in job.base.state.values() for t in state.values() if isinstance(t, Tensor)),
         "activations of a batch": activations,
-        "data set": _bytes([job.parts.train.inputs, job.batches.windows._base, job.parts.score.inputs]),  # type: ignore[list-item]
+        "data set": _bytes([job.parts.train.inputs, job.batches.windows._base, job.parts.score.inputs]),
     }
     if o["when"]["name"] != "never":  # the weights at w, the gradient at w and the perturbation, at most
         held["of the method"] = 3 * _bytes(job.parameters)

@@ -109,7 +109,7 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any] = ()) -> A
         return float(value)
     if isinstance(default, str) and words:
         raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
-    if default is None or isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+    if default is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         return value
     said = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a group of keys"}
     also = f" or {', '.join(map(str, words))}" if words else ""

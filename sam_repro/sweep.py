@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Any
 
 import hydra
@@ -23,7 +24,7 @@ class Sweep(Callback):
     def __init__(self) -> None:
         self.jobs: list[tuple[list[str], Config]] = []
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every combination; one that does not fit refuses the sweep, and is named."""
         for overrides in combinations(config):
             try:
@@ -32,14 +33,22 @@ class Sweep(Callback):
                 sys.exit(f"sam_repro: no job was started, for this one does not fit: {' '.join(overrides)}\n{reason(error, overrides)}")
         print(f"{len(self.jobs)} jobs")
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep from the store; exit status 1 if a job did not end well."""
+        try:
+            self.report()
+        except Exception:  # Hydra would make a warning of it, and exit status 0
+            traceback.print_exc()
+            sys.exit(1)
+
+    def report(self) -> None:
+        """The table, and the exit status."""
         from .runs import row_of
         from .tracking.console import show_runs
         from .train.job import resolve_device
 
         runs = []
-        for _, job in self.jobs:
+        for _overrides, job in self.jobs:
             try:
                 runs.append(Run(job["runs_dir"], identity(resolve_device(job))))
             except UserError:  # it asked for a GPU that is not there, and said so

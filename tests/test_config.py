@@ -9,7 +9,9 @@ import pytest
 
 from sam_repro.config import compose, identity
 from sam_repro.optim import settings
-from sam_repro.schema import UserError, fields, options
+from sam_repro.schema import QUESTIONS, UserError, fields, options
+
+PARTS = [f"optimizer/{question}" for question in QUESTIONS]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_errors_and_help_come_within_a_second_because_torch_is_not_loaded():
 
 @pytest.mark.parametrize("method", options("optimizer"))
 def test_every_method_composes_with_every_option_of_every_group(method):
-    for group in ("dataset", "base", "schedule", "scale", "experiment", *(f"optimizer/{q}" for q in ("when", "where", "between", "samples"))):
+    for group in ("dataset", "base", "schedule", "scale", "experiment", *PARTS):
         for option in options(group):
             config = compose([f"optimizer={method}", f"{group}={option}"])
             assert config["optimizer"]["name"] == method
@@ -120,7 +122,7 @@ def test_scale_is_a_factor_that_the_command_line_beats():
 
 
 def test_every_option_file_names_itself_and_its_choices_fit():
-    groups = ["dataset", "model", "base", "schedule", "scale", *(f"optimizer/{q}" for q in ("when", "where", "between", "samples"))]
+    groups = ["dataset", "model", "base", "schedule", "scale", *PARTS]
     for group, option in itertools.chain.from_iterable(((g, o) for o in options(g)) for g in groups):
         known, choices = fields(group, option)
         assert known["name"] == option

@@ -78,7 +78,7 @@ def test_flops_of_stages_and_a_model_left_as_it_was():
     modes = [module.training for module in model.modules()]
     statistics = {name: value.clone() for name, value in model.named_buffers()}
     flops = stage_flops(model, torch.randn(1, 3, 32, 32))
-    assert sum(flops) == 2 * 40_551_040 // 1  # 40.55 M multiply-adds of ResNet-20 at 32x32
+    assert sum(flops) == 2 * 40_551_040  # 40.55 M multiply-adds of ResNet-20 at 32x32
     assert flops[0] == 2 * 3 * 16 * 9 * 32 * 32
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def resnet20(num_classes: int, in_channels: int, shortcut: str) -> Chain:
         OrderedDict(conv=nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True))
     )
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
-    for index, (i, o) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for index, (i, o) in enumerate(pairwise(widths), start=1):
         stages[f"block{index}"] = BasicBlock(i, o, 2 if o > i else 1, shortcut)
     stages["head"] = Head(64, num_classes)
     model = Chain(stages)

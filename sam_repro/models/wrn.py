@@ -42,10 +42,8 @@ def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, drop
             stages[f"block{group * blocks + index + 1}"] = WideBlock(before, base * width, stride, dropout)
             before = base * width
     head = Head(before, num_classes)
-    stages["head"] = nn.Sequential(
-        OrderedDict([("bn", nn.BatchNorm2d(before)), ("relu", nn.ReLU(inplace=True)), *head.named_children()])
-    )
-    nn.init.zeros_(head.linear.bias)
+    stages["head"] = nn.Sequential(OrderedDict([("bn", nn.BatchNorm2d(before)), ("relu", nn.ReLU(inplace=True)), *head.named_children()]))
     model = Chain(stages)
     he_normal(model)
+    nn.init.zeros_(model.get_parameter("head.linear.bias"))
     return model

@@ -1,9 +1,9 @@
 """The gradient methods. They need PyTorch and PyYAML alone: no Hydra, no trainer.
 
-    gradient = create("layerwise", model, k=4)
-    for inputs, targets in batches:
-        report = gradient.backward(inputs, targets, nn.CrossEntropyLoss(reduction="none"))
-        base.step(); schedule.step(); base.zero_grad()
+gradient = create("layerwise", model, k=4)
+for inputs, targets in batches:
+    report = gradient.backward(inputs, targets, nn.CrossEntropyLoss(reduction="none"))
+    base.step(); schedule.step(); base.zero_grad()
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from ..schema import QUESTIONS, UserError, checked, fields, merged, options, rea
 from . import between, samples, when, where
 from .gradient import Gradient, Report
 from .host import HostCopy
+from .structure import Plan
 
-__all__ = ["Gradient", "HostCopy", "Report", "UserError", "build", "create", "settings"]
+__all__ = ["Gradient", "HostCopy", "Plan", "Report", "UserError", "build", "create", "settings"]
 
 
 def create(
@@ -35,7 +36,9 @@ def create(
     Args:
         name: ``sgd``, ``sam``, ``generalized_sam``, ``layerwise``.
         model: any module; one that is a ``Chain`` saves what both passes have in common.
-        total_steps, steps_per_epoch, dataset_size: for methods that need to know them.
+        total_steps: of the whole training.
+        steps_per_epoch: optimizer steps.
+        dataset_size: samples of the training set; these three for methods that need to know them.
         seed: of the method's own draws.
         knobs: the method's numbers (``k=4``), another option for a question (``where="model"``), or a field of a
             part by its full name (``**{"where.rho": 0.1}``).
@@ -43,7 +46,7 @@ def create(
     Raises:
         UserError: an unknown method or knob, a value that does not fit the field or the model.
     """
-    return build(settings(name, **knobs), model, seed=seed)
+    return build(settings(name, **knobs), model, Plan(total_steps, steps_per_epoch, dataset_size, seed))
 
 
 def settings(name: str, **knobs: Any) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     written = merged(common, content["optimizer"])
     values = resolve(written, {**content, **knobs})
     unread = knobs.keys() & own
-    result = {"name": name}
+    result: dict[str, Any] = {"name": name}
     for key, default in common.items():
         result[key] = checked(key, knobs.get(key, values[key]), default, words.get(key, ()))
         unread -= {reference(written[key])}
@@ -85,11 +88,11 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     return result
 
 
-def build(settings: dict[str, Any], model: nn.Module, *, seed: int = 0) -> Gradient:
+def build(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Gradient:
     """The method of resolved settings; UserError where they do not fit the model."""
     parts: dict[str, Any] = {}
     for question, module in zip(QUESTIONS, (when, where, between, samples), strict=True):
         values = dict(settings[question])
         parts[question] = module.OPTIONS[values.pop("name")](**values)
     common = {key: value for key, value in settings.items() if key not in ("name", *QUESTIONS)}
-    return Gradient(model, **parts, **common, seed=seed)
+    return Gradient(model, **parts, **common, plan=plan)

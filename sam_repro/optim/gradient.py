@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .between import Between
 from .passes import Batch, Criterion, Masks, Passes, detached, is_chain, perturbed, size, written
 from .samples import Samples
-from .structure import Structure
+from .structure import Plan, Structure
 from .when import When
 from .where import Where
 
@@ -72,19 +72,17 @@ class Gradient:
         mix: float = 1.0,
         bn: str = "clean",
         same_dropout: bool = True,
-        seed: int = 0,
+        plan: Plan,
     ) -> None:
         self.model = model
         self.when, self.where, self.between, self.samples = when, where, between, samples
         self.mix, self.bn = mix, bn
         self.step = 0
         self.structure = Structure(model)
-        self.where.setup(self.structure, seed)
+        self.where.setup(self.structure, plan)
         self.passes = Passes(model, same_dropout)
 
-    def backward(
-        self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Tensor | None = None, scaler: Any = None
-    ) -> Report:
+    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Tensor | None = None, scaler: Any = None) -> Report:
         """Add the method's gradient of the mean loss to ``.grad`` of the model's parameters.
 
         Args:
@@ -189,19 +187,20 @@ class Gradient:
         if self.mix != 1.0 or self.between.needs_clean:
             step.clean = _sum(step.clean, [g if g is None else _share(g, in_group) for g in ascent])
 
-    def _perturbed(self, parameters: Sequence[Tensor], ascent: Sequence[Tensor | None]) -> AbstractContextManager[None]:
+    def _perturbed(self, parameters: list[nn.Parameter], ascent: Sequence[Tensor | None]) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
         moved = [(p, g) for p, g in zip(parameters, ascent, strict=True) if g is not None]
         if not moved:
             return nullcontext()
-        chosen, gradients = [p for p, _ in moved], [g for _, g in moved]
+        chosen: list[Tensor] = [p for p, _ in moved]
+        gradients = [g for _, g in moved]
         return perturbed(chosen, self.where.perturbation(chosen, self._unscaled(gradients)))
 
-    def _unscaled(self, gradients: list[Tensor]) -> Sequence[Tensor]:
+    def _unscaled(self, gradients: list[Tensor]) -> list[Tensor]:
         """The ascent gradient without the GradScaler's factor, which is read on the device."""
         if self.passes.scaler is None:
             return gradients
-        return torch._foreach_div(gradients, self._scale(gradients[0]))
+        return list(torch._foreach_div(gradients, self._scale(gradients[0])))
 
     def _scale(self, like: Tensor) -> Tensor:
         scale: Tensor = self.passes.scaler.scale(torch.ones((), device=like.device))
@@ -213,8 +212,12 @@ class Gradient:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on beside weights, base optimizer and random number generators."""
-        parts = {"when": self.when, "where": self.where, "between": self.between}
-        return {"step": self.step, **{name: part.state_dict() for name, part in parts.items()}}
+        return {
+            "step": self.step,
+            "when": self.when.state_dict(),
+            "where": self.where.state_dict(),
+            "between": self.between.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where ``state_dict`` left off."""

@@ -33,7 +33,7 @@ class Passes:
     def __init__(self, model: nn.Module, same_dropout: bool) -> None:
         self.model = model
         self.same_dropout = same_dropout
-        self.norms = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
+        self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
         self._suffix: list[float] | None = None
         self.begin(None, None)
 
@@ -110,20 +110,20 @@ class Masks:
         self.active = active
         if active:
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            self._cuda = device if device.type == "cuda" else None
+            self.device = device
             self._host_state = torch.get_rng_state()
-            self._cuda_state = torch.cuda.get_rng_state(self._cuda) if self._cuda else None
+            self._cuda_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     def replay(self) -> None:
         """Set the generators back."""
         if self.active:
             torch.set_rng_state(self._host_state)
             if self._cuda_state is not None:
-                torch.cuda.set_rng_state(self._cuda_state, self._cuda)
+                torch.cuda.set_rng_state(self._cuda_state, self.device)
 
 
 @contextmanager
-def perturbed(parameters: Sequence[Tensor], perturbation: Sequence[Tensor]) -> Iterator[None]:
+def perturbed(parameters: list[Tensor], perturbation: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
     """The parameters moved by ``perturbation`` in place; on leaving, also by an exception, exactly what they were."""
     with torch.no_grad():
         weights = [torch.empty_like(p) for p in parameters]

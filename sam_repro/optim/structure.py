@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ from torch import Tensor, nn
 from ..chain import layers
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method may need to know of the training to come."""
+
+    total_steps: int | None = None
+    steps_per_epoch: int | None = None
+    dataset_size: int | None = None
+    seed: int = 0  # of the method's own draws
 
 
 class Structure:

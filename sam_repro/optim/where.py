@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from ..schema import UserError
 from .host import HostCopy
-from .structure import Structure
+from .structure import Plan, Structure
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class Where:
@@ -19,7 +20,7 @@ class Where:
 
     name: ClassVar[str]
 
-    def setup(self, structure: Structure, seed: int) -> None:
+    def setup(self, structure: Structure, plan: Plan) -> None:
         """Learn the model; UserError if the option does not fit it."""
         self.structure = structure
         self.everything = list(range(len(structure.parameters)))
@@ -28,7 +29,7 @@ class Where:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
         return self.everything
 
-    def perturbation(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
         """The perturbation of ``parameters`` (those selected that have a gradient), tensor by tensor."""
         raise NotImplementedError
 
@@ -51,7 +52,7 @@ class Model(Where):
     rho: float
     normalize: bool
 
-    def perturbation(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
         if not self.normalize:
             return torch._foreach_mul(gradients, self.rho)
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
@@ -69,15 +70,15 @@ class Layers(Where):
     r: float
     criterion: str
 
-    def setup(self, structure: Structure, seed: int) -> None:
-        super().setup(structure, seed)
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
         total = len(structure.layers)
         self.count = total if self.k == "all" else int(self.k)
         if not 0 <= self.count <= total:
             raise UserError(f"k={self.k} does not fit: the model has {total} layers, k is 0 to {total}, or all.")
         # Line 2: all norms are equal before the first step, and the layers near the output are the paper's usual choice.
         self._chosen: list[int] | HostCopy = list(range(total - self.count, total))
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(plan.seed)
 
     def select(self) -> list[int]:
         """Line 4: w' <- k layers with the top gradient norms."""
@@ -92,7 +93,7 @@ class Layers(Where):
             self._chosen = sorted(self._chosen.value().tolist())
         return self._chosen
 
-    def perturbation(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
         return torch._foreach_mul(gradients, self.r)
 
     def observe(self, layer_norms: Tensor) -> None:

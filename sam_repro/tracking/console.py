@@ -111,12 +111,13 @@ def bar(share: float, width: int) -> str:
 def show_runs(rows: list[Row]) -> None:
     """A table of runs: id, state, what, and how it came out."""
     table = Table(box=None, pad_edge=False)
-    for name in ("run", "state", "dataset", "model", "method", "seed", "epochs"):
+    words, numbers = ("run", "state", "dataset", "model", "method", "seed", "epochs"), ("score", "best", "samples/s", "ascents", "passes")
+    for name in words:
         table.add_column(name, overflow="fold")
-    for name in ("score", "best", "samples/s", "ascents", "passes"):
+    for name in numbers:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(str(row.get(column.header, "")) for column in table.columns))
+        table.add_row(*(str(row.get(name, "")) for name in words + numbers))
     (console if console.is_terminal else Console(highlight=False, width=140)).print(table)
     for row in rows:
         if row.get("error"):

@@ -52,10 +52,12 @@ class Job:
         self.batches = TrainBatches(self.parts.train, self.dataset, config["batch_size"], config["seed"], **augment)
         self.model = models.create(**config["model"], num_classes=self.dataset.classes, in_channels=self.dataset.channels)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.gradient = optim.build(config["optimizer"], self.model, seed=config["seed"])
+        steps = len(self.batches)
+        plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
+        self.gradient = optim.build(config["optimizer"], self.model, plan)
         self.parameters = self.gradient.structure.parameters
         self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"])
-        self.schedule = schedule(config["schedule"], self.base, config["epochs"], len(self.batches))
+        self.schedule = schedule(config["schedule"], self.base, config["epochs"], steps)
         self.epoch = 0  # epochs done
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:

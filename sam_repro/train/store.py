@@ -73,10 +73,8 @@ class Run:
         if not path.exists():
             return []
         with path.open(newline="") as file:
-            return [
-                {"epoch": int(r["epoch"]), "layer": r["layer"], "grad_norm": float(r["grad_norm"]), "perturbations": int(r["perturbations"])}
-                for r in csv.DictReader(file)
-            ]
+            kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
+            return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
 
     # -- writing -------------------------------------------------------------------------------------------------------
 

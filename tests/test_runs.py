@@ -1,0 +1,317 @@
+"""Whole runs: the store, stopping and resuming, sweeps, and the commands around them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sam_repro import evaluate, runs
+from sam_repro.__main__ import launch
+from sam_repro.config import compose, identity
+from sam_repro.schema import UserError
+from sam_repro.train.store import Run, all_runs, find, write
+
+SMALL = ["device=cpu", "train_fraction=0.15", "epochs=2", "seed=3"]
+SUMMARY = (
+    "run_id dataset model optimizer seed epochs steps metric score_last score_best train_loss images_per_second "
+    "sampling_number forward_units backward_units perturbations grad_norm seconds device versions scale"
+).split()
+METRICS = "epoch train_loss train_score score lr images_per_second sampling_number grad_norm seconds".split()
+
+
+def run_here(tmp_path, *overrides) -> Run:
+    """A run in this process."""
+    overrides = [*SMALL, f"runs_dir={tmp_path}", *overrides]
+    config = compose(overrides)
+    launch(config, overrides)
+    return Run(tmp_path, identity(config))
+
+
+def command(*words, cwd, **env):
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), **env}
+    )
+
+
+CLOCK = ("seconds", "images_per_second")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_a_run_leaves_what_was_promised(tmp_path, capsys):
+    run = run_here(tmp_path, "k=3")
+    assert run.state == "done"
+    assert sorted(path.name for path in run.path.iterdir() if not path.name.startswith(".")) == [
+        "checkpoint", "config.yaml", "layers.csv", "metrics.jsonl", "status.json", "summary.json",
+    ]  # fmt: skip
+    summary = run.summary
+    assert set(SUMMARY) <= set(summary)
+    assert (summary["run_id"], summary["dataset"], summary["model"], summary["optimizer"]) == (run.id, "digits", "resnet20", "layerwise")
+    assert (summary["steps"], summary["sampling_number"], summary["epochs"], summary["scale"]) == (8, 8, 2, "paper")
+    assert 0 <= summary["score_last"] <= summary["score_best"] <= 100
+    assert next(iter(summary["perturbations"])) == "stem.conv"
+    assert sum(summary["perturbations"].values()) == 3 * 8
+    assert 8 < summary["forward_units"] == summary["backward_units"] <= 16
+
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert all(set(METRICS) <= set(row) for row in rows)
+    assert sum(row["sampling_number"] for row in rows) == 8
+    assert summary["train_loss"] == rows[-1]["train_loss"]
+    assert summary["grad_norm"] == rows[-1]["grad_norm"] > 0
+    assert summary["score_best"] == max(row["score"] for row in rows)
+    assert summary["images_per_second"] == pytest.approx(2 * 216 / sum(row["seconds"] for row in rows))
+
+    layers = run.layers()
+    assert (run.path / "layers.csv").read_text().splitlines()[0] == "epoch,layer,grad_norm,perturbations"
+    assert len(layers) == 2 * 20
+    assert {row["layer"] for row in layers} == set(summary["perturbations"])
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["optimizer"]["where"]["k"] == 3
+    status = run.status
+    assert {"state", "started", "ended", "host", "commit", "versions", "command"} <= set(status)
+    out = capsys.readouterr().out
+    for word in ("epoch   2/2", "samples/s", "sampling number", "last", "best", "█", "head.linear", str(run.path)):
+        assert word in out
+
+
+def test_the_whole_model_norm_is_that_of_the_last_pass(tmp_path):
+    """Epoch mean of the norm over all layers: at least the norm of the layers' means, which layers.csv has."""
+    run = run_here(tmp_path, "optimizer=sgd", "epochs=1")
+    layers = sum(row["grad_norm"] ** 2 for row in run.layers()) ** 0.5
+    assert 0.8 * run.metrics()[0]["grad_norm"] < layers <= run.metrics()[0]["grad_norm"] + 1e-6
+
+
+def test_a_finished_run_is_reported_and_not_run_again(tmp_path, capsys):
+    run = run_here(tmp_path, "optimizer=sgd", "epochs=1")
+    before = (run.path / "metrics.jsonl").stat().st_mtime_ns
+    run_here(tmp_path, "optimizer=sgd", "epochs=1")
+    assert "is done already; rerun=true" in capsys.readouterr().out
+    assert (run.path / "metrics.jsonl").stat().st_mtime_ns == before
+    again = run_here(tmp_path, "optimizer=sgd", "epochs=1", "rerun=true")
+    assert again.id == run.id
+    assert (run.path / "metrics.jsonl").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize("overrides", [["optimizer=sgd"], ["optimizer=layerwise", "criterion=random", "base=adamw", "lr=0.01"]])
+def test_a_stopped_run_resumes_bit_identical(tmp_path, monkeypatch, overrides):
+    """With dropout, so that the generator's state matters too."""
+    overrides = [*overrides, "model=wrn16_2", "model.dropout=0.3", "epochs=3", "dataset.cutout=3"]
+    straight = run_here(tmp_path / "a", *overrides)
+
+    from sam_repro.train import loop
+
+    evaluations = []
+    original = loop.evaluate
+
+    def stopping(*args):
+        evaluations.append(1)
+        if len(evaluations) == 2:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(loop, "evaluate", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_here(tmp_path / "b", *overrides)
+    stopped = Run(tmp_path / "b", straight.id)
+    assert stopped.state == "stopped"
+    assert len(stopped.metrics()) == 1
+    run_here(tmp_path / "b", *overrides)
+    assert_same(straight, stopped)
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """Weights, momentum, method state and generators bit for bit; rows but for the clock."""
+    first, second = (torch.load(run.checkpoint, weights_only=True) for run in (one, other))
+    assert_equal(first, second)
+    for a, b in zip(one.metrics(), other.metrics(), strict=True):
+        assert {k: v for k, v in a.items() if k not in CLOCK} == {k: v for k, v in b.items() if k not in CLOCK}
+    assert one.layers() == other.layers()
+    assert other.state == "done"
+
+
+def assert_equal(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_process_resumes_bit_identical(tmp_path, how):
+    overrides = [*SMALL, "k=2", "epochs=30", "train_fraction=0.1"]
+    run = Run(tmp_path / "killed", identity(compose(overrides)))
+    words = [sys.executable, "-m", "sam_repro", *overrides, f"runs_dir={tmp_path / 'killed'}"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while len(run.metrics()) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert run.state == "running"
+        with pytest.raises(UserError, match="is running"):
+            run.clear()
+        process.send_signal(how)
+    assert run.state == "stopped"
+    assert run.status["state"] == ("running" if how == signal.SIGKILL else "stopped")  # nobody was left to write it
+    assert 3 <= len(run.metrics()) < 30
+    resumed = command("sam_repro", *overrides, f"runs_dir={tmp_path / 'killed'}", cwd=ROOT)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumes" in resumed.stdout
+    straight = command("sam_repro", *overrides, f"runs_dir={tmp_path / 'straight'}", cwd=ROOT)
+    assert straight.returncode == 0, straight.stderr
+    assert_same(Run(tmp_path / "straight", run.id), run)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["k=21"], "the model has 20 layers"),
+        (["lr=1e12", "optimizer=sgd"], "The loss became"),
+        (["dataset=cifar10", "data_dir=TMP"], "is not the official file"),
+        (["base.nesterov=true", "momentum=0"], "needs a momentum above 0"),
+        (["schedule.warmup=5"], "leave nothing of a training"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_the_status_has_it(tmp_path, overrides, says):
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1").write_bytes(b"not CIFAR")
+    overrides = [*SMALL, f"runs_dir={tmp_path}", *(o.replace("TMP", str(tmp_path / "data")) for o in overrides)]
+    config = compose(overrides)
+    with pytest.raises(UserError, match=says):
+        launch(config, overrides)
+    run = Run(tmp_path, identity(config))
+    assert run.state == run.status["state"] == "failed"
+    assert says in run.status["error"]
+    assert "\n" not in run.status["error"]
+
+
+def test_an_error_of_ours_keeps_its_traceback_and_what_was_computed(tmp_path, monkeypatch):
+    from sam_repro.train import loop
+
+    original, calls = loop.train_epoch, []
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ZeroDivisionError("ours")
+        return original(*args)
+
+    monkeypatch.setattr(loop, "train_epoch", failing)
+    with pytest.raises(ZeroDivisionError):
+        run_here(tmp_path, "optimizer=sgd")
+    (run,) = all_runs(tmp_path)
+    assert (run.state, run.status["error"], len(run.metrics())) == ("failed", "ours", 1)
+    assert "ZeroDivisionError" in (run.path / "traceback.txt").read_text()
+    monkeypatch.undo()
+    assert run_here(tmp_path, "optimizer=sgd").state == "done"
+    assert len(run.metrics()) == 2
+    assert "error" not in run.status
+    assert not (run.path / "traceback.txt").exists()
+
+
+def test_a_gpu_that_is_not_there(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="device=cuda:3 was asked for, but PyTorch sees no GPUs"):
+        run_here(tmp_path, "device=cuda:3")
+
+
+def test_validation_leaves_the_test_set_alone(tmp_path, capsys):
+    run = run_here(tmp_path, "val_fraction=0.2", "epochs=1")
+    assert (run.summary["split"], run.summary["train_samples"]) == ("val", 173)
+    assert "val accuracy" in capsys.readouterr().out
+    score = evaluate.evaluate_run(run.id[:6], runs_dir=str(tmp_path))
+    assert 0 <= score <= 100
+    assert "on 360 samples" in capsys.readouterr().out
+
+
+def test_evaluate_gives_the_last_score_and_refuses_an_unfinished_run(tmp_path):
+    run = run_here(tmp_path, "epochs=1")
+    assert evaluate.evaluate_run(run.id, runs_dir=str(tmp_path), device="cpu") == run.summary["score_last"]
+    write(run.path / "status.json", json.dumps({**run.status, "state": "failed"}))
+    with pytest.raises(UserError, match="is failed, not done"):
+        evaluate.evaluate_run(run.id, runs_dir=str(tmp_path))
+
+
+def test_runs_can_be_listed_shown_and_removed(tmp_path, capsys):
+    run = run_here(tmp_path, "epochs=1")
+    runs.run(["list"], str(tmp_path), {})
+    assert run.id in capsys.readouterr().out
+    runs.run(["show", run.id[:5]], str(tmp_path), {})
+    shown = capsys.readouterr().out
+    assert "python -m sam_repro device=cpu" in shown
+    assert "last" in shown
+    with pytest.raises(UserError, match="no run 'zz'"):
+        runs.run(["show", "zz"], str(tmp_path), {})
+    with pytest.raises(UserError, match="usage"):
+        runs.run([], str(tmp_path), {})
+    with pytest.raises(UserError, match="Did you mean 'runs_dir'"):
+        runs.run(["list"], str(tmp_path), {"run_dir": "x"})
+    runs.run(["rm", run.id], str(tmp_path), {})
+    assert not run.path.exists()
+    with pytest.raises(UserError):
+        find(tmp_path, run.id)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run = run_here(tmp_path, "epochs=1")
+    run.checkpoint.write_bytes(b"half a file")
+    write(run.path / "status.json", json.dumps({**run.status, "state": "stopped"}))
+    with pytest.raises(UserError, match=r"cannot be read.*rerun=true"):
+        run_here(tmp_path, "epochs=1")
+
+
+def test_a_dry_run_writes_nothing(tmp_path, capsys):
+    run = run_here(tmp_path, "dry_run=true")
+    assert not run.path.exists()
+    out = capsys.readouterr().out
+    for word in ("269,434 parameters in 20 layers", "MiB", "where=layers", "2 epochs x 4 steps", "Nothing was run"):
+        assert word in out
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_skips_what_is_done_goes_past_a_failure_and_ends_with_a_table(tmp_path):
+    words = ["-m", *SMALL, "epochs=1", "optimizer=layerwise", "k=2,30,3", f"runs_dir={tmp_path}"]
+    run_here(tmp_path, "epochs=1", "k=2")
+    sweep = command("sam_repro", *words, cwd=tmp_path)
+    assert sweep.returncode == 1
+    assert "is done already" in sweep.stdout
+    table = sweep.stdout.partition("run         state")[2].splitlines()
+    assert [line.split()[1] for line in table[1:4]] == ["done", "failed", "done"]
+    assert "1 of 3 jobs did not finish" in sweep.stderr
+    failed = next(run for run in all_runs(tmp_path) if run.state == "failed")
+    assert "k=30 does not fit" in failed.status["error"]
+    assert "Traceback" not in sweep.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [(["optimizer=layerwise,sgd", "k=2"], "optimizer=sgd k=2"), (["optimizer=sgd,sammy"], "optimizer=sammy")]
+)
+def test_a_sweep_with_a_combination_that_does_not_fit_starts_no_job(tmp_path, words, named):
+    sweep = command("sam_repro", "-m", *words, f"runs_dir={tmp_path}", cwd=tmp_path)
+    assert sweep.returncode == 1
+    assert "no job was started" in sweep.stderr
+    assert named in sweep.stderr
+    assert all_runs(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.environ.get("SAM_REPRO_DATA"), reason="set SAM_REPRO_DATA to a folder with the official CIFAR-10")
+def test_a_run_on_a_part_of_the_real_cifar10(tmp_path):
+    run = run_here(tmp_path, "dataset=cifar10", "train_fraction=0.01", "batch_size=125", "epochs=1")
+    assert run.summary["steps"] == 4
+    assert run.summary["train_samples"] == 500
