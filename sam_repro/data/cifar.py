@@ -87,6 +87,7 @@ class ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
+        """What the pickle means by ``module.name``; UserError unless it is part of an array."""
         if (module, name) not in self.KNOWN:
             raise UserError(f"A data file asks for {module}.{name}, which no data file needs: it is not the official one.")
         return self.KNOWN[module, name]

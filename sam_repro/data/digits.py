@@ -7,7 +7,7 @@ import torch
 from .split import Dataset, Split
 
 
-def digits(data_dir: str) -> Dataset:
+def digits(_data_dir: str) -> Dataset:
     """1,797 grey images of 8x8 pixels, of which a stratified fifth (360) is the test set, always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
