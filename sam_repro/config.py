@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -11,10 +12,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import CONF, QUESTIONS, UserError, checked, fields, options, read, reference, suggest, typed
+from .schema import CONF, METHOD_PARTS, QUESTIONS, UserError, checked, fields, options, read, reference, suggest, typed
 
 NUMERICS = 1  # raised when a fix changes the numbers a configuration gives: old runs are then other runs
-PARTS = ("dataset", "model", "base", "schedule", *(f"optimizer.{question}" for question in QUESTIONS))
+PARTS = ("dataset", "model", "base", "schedule")
 # Where a run lies and how it is watched: no part of what it is.
 OUTSIDE = ("data_dir", "runs_dir", "results_dir", "rerun", "dry_run")
 
@@ -57,7 +58,8 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     choices = core.pop("choices")
     config: Config = {}
 
-    for part in PARTS:
+    method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
+    for part in (*PARTS, *method_parts):
         node, written = _at(resolved, part), _at(raw, part)
         known, _ = fields(part.replace(".", "/"), node["name"])
         for key in node.keys() - known.keys() - {"choices"}:
@@ -69,7 +71,7 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
         config |= {knob: values[key] for key, knob in knobs.items()}
         _put(config, part, values)
 
-    common = core["optimizer"]
+    common = core["optimizer"] if "when" in resolved["optimizer"] else {}  # they speak of two passes
     for key, default in common.items():
         knob = reference(raw["optimizer"][key])
         value = checked(knob or f"optimizer.{key}", resolved["optimizer"][key], default, choices.get(key, ()))
@@ -115,9 +117,12 @@ def _check_ranges(config: Config) -> None:
         raise UserError(f"train_fraction={config['train_fraction']} is a share above 0, up to 1.")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
         raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    k = config["optimizer"]["where"].get("k")
+    method = config["optimizer"]
+    k, m = method.get("where", {}).get("k"), method.get("samples", {}).get("m")
     if isinstance(k, int) and k < 0:
         raise UserError(f"k={k} is too small: k is a number of layers, 0 or more, or all.")
+    if m is not None and (m < 1 or config["batch_size"] % m):
+        raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
 
 
 def identity(config: Config) -> str:
@@ -126,7 +131,7 @@ def identity(config: Config) -> str:
     Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before.
     """
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
-    keys = {*read("config"), *PARTS[:4], "scale"} - set(OUTSIDE)
+    keys = {*read("config"), *PARTS, "optimizer", "scale"} - set(OUTSIDE)
     inside = {key: value for key, value in config.items() if key in keys}
     inside |= {"device": config["device"].partition(":")[0], "numerics": NUMERICS}
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
@@ -161,7 +166,8 @@ def _no_such_knob(key: str, method: str, composed: Config) -> str:
     owners = [name for name in options("optimizer") if key in read(f"optimizer/{name}")]
     known = [name for name in (*_dotted(composed), *_groups()) if name != key]
     if key.startswith("optimizer/"):
-        return f"{key!r} is not a question; a method answers {', '.join(f'optimizer/{q}' for q in QUESTIONS)}."
+        questions = ", ".join(f"optimizer/{question}" for question in QUESTIONS if question in composed["optimizer"])
+        return f"optimizer={method} has no {key!r}{'; it has: ' + questions if questions else ': it makes no ascent'}."
     if owners and method not in owners:
         return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}."
     if owners:
@@ -177,7 +183,7 @@ def _close(key: str, known: list[str]) -> str:
 
 
 def _groups() -> list[str]:
-    return [path.name for path in CONF.iterdir() if path.is_dir()] + [f"optimizer/{q}" for q in QUESTIONS]
+    return [path.name for path in CONF.iterdir() if path.is_dir()] + [f"optimizer/{part}" for part in METHOD_PARTS]
 
 
 def _what_composes(overrides: Sequence[str]) -> Config:
@@ -188,12 +194,12 @@ def _what_composes(overrides: Sequence[str]) -> Config:
     groups = set(_groups())
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
-        try:
-            composed = hydra.compose("config", [o for o in overrides if next(keys_of([o])) in groups])
-        except Exception:
-            composed = hydra.compose("config")
-    content: Any = OmegaConf.to_container(composed, resolve=False)
-    return content
+        choices = [o for o in overrides if next(keys_of([o])) in groups]
+        for attempt in (choices, [o for o in choices if not o.startswith("optimizer/")]):
+            with contextlib.suppress(Exception):
+                content: Any = OmegaConf.to_container(hydra.compose("config", attempt), resolve=False)
+                return content
+        return _what_composes([])
 
 
 def _dotted(node: Config, prefix: str = "") -> Iterator[str]:

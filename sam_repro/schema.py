@@ -19,6 +19,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 QUESTIONS = ("when", "where", "between", "samples")
+METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 

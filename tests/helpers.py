@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sam_repro.chain import Chain, layers
+from sam_repro.optim import create
 
 
 def criterion(outputs, targets):
@@ -64,6 +66,44 @@ def shifted(model, chosen, eps):
     return moved
 
 
+# Every method, with knobs that make twelve steps of a small network eventful; a new method is a row.
+METHODS = [
+    ("sgd", {}),
+    ("sam", {"rho": 0.1}),
+    ("generalized_sam", {"r": 0.2, "alpha": 0.7}),
+    ("generalized_sam", {"r": 0.2, "alpha": 0.7, "normalize": True}),
+    ("layerwise", {"k": 2, "r": 0.3}),
+    ("layerwise", {"k": 1, "r": 0.3, "criterion": "low"}),
+    ("layerwise", {"k": "all", "r": 0.3, "alpha": 0.6}),
+    ("sam_n", {"rho": 0.1, "n": 3}),
+    ("asam", {"rho": 0.5, "eta": 0.01}),
+    ("looksam", {"rho": 0.1, "k": 3, "alpha": 0.7}),
+    ("layersam", {"rho": 0.2, "trust": "printed"}),
+    ("layersam", {"rho": 0.05, "trust": "local"}),
+    ("looklayersam", {"rho": 0.2, "k": 4, "alpha": 0.6, "trust": "printed"}),
+    ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}),
+    ("vsam", {"rho": 0.1, "gamma": 0.8, "start": 2, "s1": 10.0, "N": 20}),
+    ("vsam_a", {"rho": 0.1, "start": 2, "s1": 10.0, "N": 20}),
+    ("msam", {"rho": 0.1, "m": 4}),
+    ("msam", {"rho": 0.1, "m": 5}),
+    ("esam", {"rho": 0.1, "beta": 1.0, "gamma": 0.5}),
+    ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}),
+    ("saf", {"start": 0, "delay": 1}),
+    ("mesa", {"start": 0}),
+]
+STEPS = 12
+PLAN = {"total_steps": STEPS, "steps_per_epoch": 2, "dataset_size": 24}
+
+
+def make(name, model, knobs):
+    return create(name, model, **PLAN, **knobs)
+
+
+def places(step, n=12):
+    """Where the samples of a step stand in the training set."""
+    return torch.arange(n) + 12 * (step % 2)
+
+
 class Reference:
     """Two full passes, written from the formulas, on a model of its own."""
 
@@ -73,6 +113,7 @@ class Reference:
         self.groups = [[i for i, p in enumerate(model.parameters()) if any(p is q for q in layer.parameters)] for layer in layers(model)]
         self.norms = [0.0] * len(self.groups)
         self.first = True
+        self.sampled = []  # whether each step made an ascent, told by the test
 
     def gradient(self, x, y):
         everything = set(range(len(list(self.model.parameters()))))
@@ -94,3 +135,102 @@ class Reference:
         self.norms = [torch.sqrt(sum(sam[i].square().sum() for i in group)).item() for group in self.groups]
         self.first = False
         return [(1 - alpha) * a + alpha * b if i in chosen else b for i, (a, b) in enumerate(zip(g, sam, strict=True))]
+
+
+# -- the other methods, as plainly ---------------------------------------------------------------------------------------
+
+
+def total_norm(parts):
+    return torch.sqrt(sum(p.square().sum() for p in parts))
+
+
+def scaled_sum(a, x, y):
+    return [u + a * v for u, v in zip(x, y, strict=True)]
+
+
+class Family(Reference):
+    """``gradient(x, y)`` of every other method, step after step."""
+
+    def __init__(self, name, model, **knobs):
+        super().__init__(name, model)
+        self.total_steps, self.knobs, self.t = STEPS, knobs, 0
+        self.kept, self.age = None, 0
+        self.mean, self.variance = 0.0, math.exp(-10)
+
+    def perturbation(self, g):
+        knobs, weights = self.knobs, [p.detach() for p in self.model.parameters()]
+        if self.name == "asam":
+            named = dict(self.model.named_parameters())
+            t = [p.detach().abs() + knobs["eta"] if "weight" in n else torch.ones_like(p) for n, p in named.items()]
+            norm = total_norm([a * b for a, b in zip(t, g, strict=True)])
+            return [knobs["rho"] * a * a * b / norm for a, b in zip(t, g, strict=True)]
+        if self.name in ("layersam", "looklayersam"):
+            eps = list(g)
+            for group in self.groups:
+                w_norm, g_norm = total_norm([weights[i] for i in group]), total_norm([g[i] for i in group])
+                for i in group:
+                    eps[i] = knobs["rho"] * w_norm / g_norm * g[i] / (1 if knobs["trust"] == "local" else total_norm(g))
+            return eps
+        return [knobs["rho"] * t / total_norm(g) for t in g]
+
+    def sam(self, x, y, g):
+        moved = shifted(self.model, set(range(len(g))), self.perturbation(g))
+        return plain_gradient(moved, x, y, train_statistics=False)[1]
+
+    def gradient(self, x, y):
+        result = getattr(
+            self, {"sam_n": "every", "looksam": "every", "looklayersam": "every", "vsam": "psf", "vsam_a": "psf"}.get(self.name, self.name)
+        )(x, y)
+        self.t += 1
+        return result
+
+    def asam(self, x, y):
+        return self.sam(x, y, plain_gradient(self.model, x, y, train_statistics=True)[1])
+
+    layersam = asam
+
+    def every(self, x, y):
+        _, g = plain_gradient(self.model, x, y, train_statistics=True)
+        if self.t % self.knobs.get("n", self.knobs.get("k")) == 0:
+            g_s = self.sam(x, y, g)
+            cosine = sum((a * b).sum() for a, b in zip(g, g_s, strict=True)) / (total_norm(g) * total_norm(g_s))
+            self.kept = scaled_sum(-total_norm(g_s) * cosine / total_norm(g), g_s, g)
+            return g_s
+        if self.name == "sam_n":
+            return g
+        return scaled_sum(self.knobs["alpha"] * total_norm(g) / total_norm(self.kept), g, self.kept)
+
+    def aesam(self, x, y):
+        _, g = plain_gradient(self.model, x, y, train_statistics=True)
+        square, delta = total_norm(g).item() ** 2, self.knobs["delta"]
+        self.mean = delta * self.mean + (1 - delta) * square
+        self.variance = delta * self.variance + (1 - delta) * (square - self.mean) ** 2
+        c = self.t / self.total_steps * self.knobs["lambda1"] + (1 - self.t / self.total_steps) * self.knobs["lambda2"]
+        return self.sam(x, y, g) if square >= self.mean + c * math.sqrt(self.variance) else g
+
+    def msam(self, x, y):
+        parts = list(zip(x.tensor_split(min(self.knobs["m"], len(x))), y.tensor_split(min(self.knobs["m"], len(x))), strict=True))
+        total = [torch.zeros_like(p) for p in self.model.parameters()]
+        for part_x, part_y in parts:
+            _, g = plain_gradient(self.model, part_x, part_y, train_statistics=True)
+            total = scaled_sum(len(part_x) / len(x), total, self.sam(part_x, part_y, g))
+        return total
+
+    def esam(self, x, y):
+        """With beta = 1 the tensors are all of them; the draws are tested apart."""
+        _, g = plain_gradient(self.model, x, y, train_statistics=False)
+        clean = criterion(self.model(x), y)
+        moved = shifted(self.model, set(range(len(g))), self.perturbation(g))
+        rise = criterion(copy.deepcopy(moved)(x), y) - clean
+        keep = rise.argsort(descending=True)[: int(self.knobs["gamma"] * len(x))]
+        return plain_gradient(moved, x[keep], y[keep], train_statistics=False)[1]
+
+    def psf(self, x, y):
+        """The sampling rate is given: s1 / N of 1 ascends always, what comes of less is tested apart."""
+        _, g = plain_gradient(self.model, x, y, train_statistics=True)
+        if self.sampled[self.t]:
+            g_s = self.sam(x, y, g)
+            self.kept, self.age = scaled_sum(-1.0, g_s, g), 0
+            return g_s
+        self.age += 1
+        return g if self.name == "vsam_a" else scaled_sum(self.knobs["gamma"] ** self.age, g, self.kept)

@@ -26,8 +26,11 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["optimizer.where.kk=3"], "Did you mean 'optimizer.where.k'"),
         (["criterion=hgih"], "Did you mean 'high'"),
         (["schedule.per=epcoh", "schedule=cosine"], "Did you mean 'epoch'"),
-        (["optimizer=sgd", "k=4"], "optimizer=sgd has no knob 'k'; the methods that have it: layerwise"),
+        (["optimizer=sgd", "k=4"], "optimizer=sgd has no knob 'k'; the methods that have it: layerwise, looklayersam, looksam"),
         (["optimizer=sam", "r=0.1"], "optimizer=sam has no knob 'r'"),
+        (["optimizer=saf", "optimizer/when=always"], "optimizer=saf has no 'optimizer/when': it makes no ascent"),
+        (["optimizer/whn=always"], "optimizer=layerwise has no 'optimizer/whn'; it has: optimizer/when"),
+        (["optimizer=msam", "m=5"], "m=5 does not divide batch_size=64"),
         (["optimizer/where=model", "k=3"], "'k' is not read"),
         (["optimizer/where=model", "optimizer.where.k=3"], "has no field 'k'"),
         (["base=adamw", "momentum=0.5"], "'momentum' belongs to base=sgd"),
@@ -64,13 +67,14 @@ def test_errors_and_help_come_within_a_second_because_torch_is_not_loaded():
     answer = subprocess.run([sys.executable, "-m", "sam_repro", "optimizer=sgd", "k=4"], capture_output=True, text=True)
     seconds = time.perf_counter() - start
     assert answer.returncode == 1
-    assert answer.stderr == "sam_repro: optimizer=sgd has no knob 'k'; the methods that have it: layerwise.\n"
+    assert answer.stderr == "sam_repro: optimizer=sgd has no knob 'k'; the methods that have it: layerwise, looklayersam, looksam.\n"
     assert seconds < 3, "0.6 s on a quiet machine; the tests share theirs"
 
 
 @pytest.mark.parametrize("method", options("optimizer"))
 def test_every_method_composes_with_every_option_of_every_group(method):
-    for group in ("dataset", "base", "schedule", "scale", "experiment", *PARTS):
+    teacher = method in ("saf", "mesa")
+    for group in ("dataset", "base", "schedule", "scale", "experiment", *(["optimizer/teacher"] if teacher else PARTS)):
         for option in options(group):
             config = compose([f"optimizer={method}", f"{group}={option}"])
             assert config["optimizer"]["name"] == method

@@ -33,7 +33,7 @@ class Contestant:
     """A method on a model of its own."""
 
     label: str
-    gradient: optim.Gradient
+    gradient: optim.Method
     base: torch.optim.Optimizer
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[float, optim.Report]:
@@ -61,7 +61,7 @@ def contest(model: str, batch_size: int, device: torch.device, size: int = 32) -
         net: Any = models.create(model).to(device)
         net.to(memory_format=torch.channels_last)
         gradient = optim.create(method, net, **knobs)
-        if isinstance(gradient.where, Layers):
+        if isinstance(gradient, optim.Gradient) and isinstance(gradient.where, Layers):
             gradient.where.__class__ = LastLayers
         found.append(Contestant(label, gradient, torch.optim.SGD(net.parameters(), 0.01, 0.9)))
 

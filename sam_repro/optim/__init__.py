@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from ..schema import QUESTIONS, UserError, checked, fields, merged, options, read, reference, resolve, suggest, typed
-from . import between, samples, when, where
-from .gradient import Gradient, Report
+from . import between, distill, samples, when, where
+from .distill import Distillation
+from .gradient import Gradient, Method, Report
 from .host import HostCopy
 from .structure import Plan
 
-__all__ = ["Gradient", "HostCopy", "Plan", "Report", "UserError", "build", "create", "settings"]
+__all__ = ["Distillation", "Gradient", "HostCopy", "Method", "Plan", "Report", "UserError", "build", "create", "settings"]
 
 
 def create(
@@ -30,11 +31,11 @@ def create(
     dataset_size: int | None = None,
     seed: int = 0,
     **knobs: Any,
-) -> Gradient:
+) -> Method:
     """The method ``name`` on ``model``, with the defaults of ``conf/optimizer/<name>.yaml``.
 
     Args:
-        name: ``sgd``, ``sam``, ``generalized_sam``, ``layerwise``.
+        name: an option of ``conf/optimizer``, from ``sgd`` to ``vsam``.
         model: any module; one that is a ``Chain`` saves what both passes have in common.
         total_steps: of the whole training.
         steps_per_epoch: optimizer steps.
@@ -55,13 +56,14 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
         raise UserError(f"There is no method {name!r}.{suggest(name, options('optimizer'))}")
     content = read(f"optimizer/{name}")
     core = read("config")
-    common, words = core["optimizer"], core["choices"]
+    common = core["optimizer"] if any(part in str(content["defaults"]) for part in QUESTIONS) else {}
+    words = core["choices"]
     own = content.keys() - {"defaults", "methods", "optimizer"}
     chosen = {path.rpartition("/")[2]: option for entry in content["defaults"] if entry != "_self_" for path, option in entry.items()}
-    chosen |= {question: knobs.pop(question) for question in QUESTIONS if question in knobs}
+    chosen |= {part: knobs.pop(part) for part in list(chosen) if part in knobs}
     dotted = {key: knobs.pop(key) for key in list(knobs) if "." in key}
     for key in knobs.keys() - own - common.keys():
-        raise UserError(f"{name} has no knob {key!r}.{suggest(key, [*own, *common, *QUESTIONS])}")
+        raise UserError(f"{name} has no knob {key!r}.{suggest(key, [*own, *common, *chosen])}")
 
     written = merged(common, content["optimizer"])
     values = resolve(written, {**content, **knobs})
@@ -88,8 +90,11 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     return result
 
 
-def build(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Gradient:
+def build(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Method:
     """The method of resolved settings; UserError where they do not fit the model."""
+    if "teacher" in settings:
+        values = dict(settings["teacher"])
+        return Distillation(model, distill.OPTIONS[values.pop("name")](**values), plan=plan)
     parts: dict[str, Any] = {}
     for question, module in zip(QUESTIONS, (when, where, between, samples), strict=True):
         values = dict(settings[question])

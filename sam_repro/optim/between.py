@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+
+from .structure import norm_of
+from .where import ratio
 
 
 class Between:
@@ -15,11 +19,11 @@ class Between:
     name: ClassVar[str]
     needs_clean: ClassVar[bool]  # whether ``remember`` wants the gradient at w
 
-    def remember(self, selected: Sequence[int], clean: Sequence[Tensor | None], sam: Sequence[Tensor | None]) -> None:
-        """See, for the perturbed parameters, the gradients at w and at w + eps."""
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+        """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
 
-    def reuse(self, gradients: Sequence[Tensor | None]) -> None:
-        """Change the gradient (all parameters) of a step without an ascent, in place."""
+    def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+        """Change the gradient (of all parameters) of a step without an ascent, in place."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the option has learned so far."""
@@ -37,4 +41,82 @@ class Gradient(Between):
     needs_clean = False
 
 
-OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Gradient,)}
+class Direction(Between):
+    """Keeps one vector over the parameters that the last ascent perturbed."""
+
+    needs_clean = True
+
+    def __post_init__(self) -> None:
+        self.kept: list[int] = []
+        self.vector: list[Tensor] = []
+        self.age = 0  # steps since the ascent
+
+    def keep(self, kept: Sequence[int], vector: Sequence[Tensor]) -> None:
+        """Take a new vector; under fp16 one that overflowed, whose step will be skipped, gives way to the one before."""
+        finite = torch.isfinite(norm_of(vector))
+        before = dict(zip(self.kept, self.vector, strict=True))
+        self.vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
+        self.kept, self.age = list(kept), 0
+
+    def present(self, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the kept parameters that have one, and the vector's parts beside them."""
+        self.age += 1
+        pairs = [(g, v) for i, v in zip(self.kept, self.vector, strict=True) if (g := gradients[i]) is not None]
+        return [g for g, _ in pairs], [v for _, v in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": list(self.kept), "vector": list(self.vector), "age": self.age}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept, self.age = list(state["kept"]), state["age"]
+        self.vector = [v.clone() for v in state["vector"]]
+
+
+@dataclass
+class Orthogonal(Direction):
+    """LookSAM: g + alpha |g| g_v/|g_v|, with g_v the part of the last SAM gradient orthogonal to the gradient at w.
+
+    Over the whole vector of perturbed parameters (LookSAM supplement, Algorithm 3), not tensor by tensor.
+    """
+
+    name = "orthogonal"
+    alpha: float
+
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+        along = ratio(dot(clean, sam), dot(clean, clean))  # |g_s| cos(theta) / |g|
+        g_v = torch._foreach_sub(sam, torch._foreach_mul(clean, along))
+        size = norm_of(g_v)
+        # Below this, g_v is rounding: the two gradients were parallel.
+        noise = 100 * torch.finfo(size.dtype).eps * norm_of(sam)
+        self.keep(kept, torch._foreach_mul(g_v, torch.where(size <= noise, torch.zeros_like(size), 1 / size)))
+
+    def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+        present, unit = self.present(gradients)
+        if present:
+            torch._foreach_add_(present, torch._foreach_mul(unit, self.alpha * norm_of(present)))
+
+
+@dataclass
+class DecayedPSF(Direction):
+    """vSAM: g + gamma^(i - i*) PSF, with PSF the last SAM gradient less the gradient at w of the same step (Eq. 17)."""
+
+    name = "decayed_psf"
+    gamma: float
+
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+        psf = torch._foreach_sub(sam, clean)
+        self.keep(kept, psf if scale is None else torch._foreach_div(psf, scale))
+
+    def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
+        present, psf = self.present(gradients)
+        if present:
+            decayed = torch._foreach_mul(psf, self.gamma**self.age)
+            torch._foreach_add_(present, decayed if scale is None else torch._foreach_mul(decayed, scale))
+
+
+def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    """The inner product of two vectors given in parts."""
+    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
+
+
+OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Gradient, Orthogonal, DecayedPSF)}

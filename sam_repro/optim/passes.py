@@ -8,11 +8,12 @@ the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..chain import Chain, call, stage_flops, tree_map
 
@@ -20,19 +21,24 @@ Criterion = Callable[[Any, Any], Tensor]
 
 
 class Batch(NamedTuple):
-    """Samples that pass the model together, with their share of the step's samples."""
+    """Samples that pass the model together."""
 
     inputs: Any
     targets: Any
-    share: float
+    share: float  # of the step's samples
+    place: int  # which of the accumulated batches they are from
 
 
 class Passes:
     """Runs a model from one stage to another and counts what that costs."""
 
     def __init__(self, model: nn.Module, same_dropout: bool) -> None:
-        self.model = model
+        # A replica of a data-parallel training: the last pass goes through the wrapper, which sums gradients over the
+        # replicas as they are made; all others go past it.
+        self.replica = model if isinstance(model, DistributedDataParallel) else None
+        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.same_dropout = same_dropout
+        self.is_chain = isinstance(self.model, Chain)
         self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
         self._suffix: list[float] | None = None
         self.begin(None, None)
@@ -51,18 +57,26 @@ class Passes:
         self.forward_units += batch.share * (1.0 - self.suffix(stop, batch.inputs))
         return self.model(batch.inputs, stop=stop)
 
-    def loss(self, state: Any, batch: Batch, start: int) -> tuple[Tensor, Any]:
-        """The mean loss of the batch from the state before stage ``start``, and the outputs."""
+    def losses(self, state: Any, batch: Batch, start: int, *, last: bool = False) -> tuple[Tensor, Any]:
+        """The loss of each sample, ``(batch,)``, from the state before stage ``start``, and the outputs.
+
+        ``last``: the pass whose backward pass ``backward`` will make.
+        """
         assert self.criterion is not None
         self.forward_units += batch.share * self.suffix(start, batch.inputs)
-        outputs = self.model(state, start=start) if start else call(self.model, state)
+        outputs = self._run(self.replica if last and self.replica else self.model, state, start)
         losses = self.criterion(outputs, batch.targets)
         if losses.shape[:1] != (size(batch.inputs),) or losses.ndim != 1:
             raise ValueError(
                 f"The criterion must return one loss per sample, shape ({size(batch.inputs)},), not {tuple(losses.shape)}: "
                 "pass reduction='none'; the method takes the mean."
             )
-        return losses.mean(), outputs
+        return losses, outputs
+
+    def _run(self, model: nn.Module, state: Any, start: int) -> Any:
+        if start:
+            return model(state, start=start)
+        return model(state) if self.is_chain else call(model, state)
 
     def gradient(self, loss: Tensor, batch: Batch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
@@ -87,6 +101,22 @@ class Passes:
             total = sum(flops) or 1
             self._suffix = [sum(flops[index:]) / total for index in range(len(flops))]
         return self._suffix[start]
+
+    def mean_over_replicas(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The mean of each tensor over the replicas of a data-parallel training; without one, the tensors."""
+        present = [t for t in tensors if t is not None]
+        if self.replica is None or not present:
+            return list(tensors)
+        group = self.replica.process_group
+        flat = torch.cat([t.reshape(-1) for t in present])
+        distributed.all_reduce(flat, group=group)
+        flat /= distributed.get_world_size(group)
+        parts = iter(flat.split([t.numel() for t in present]))
+        return [None if t is None else next(parts).view_as(t) for t in tensors]
+
+    def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
+        """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
+        return self.replica.no_sync() if self.replica is not None and more_to_come else nullcontext()
 
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
@@ -150,11 +180,6 @@ def written(state: Any) -> list[int]:
     versions: list[int] = []
     tree_map(lambda tensor: versions.append(tensor._version), state)
     return versions
-
-
-def is_chain(model: nn.Module) -> bool:
-    """Whether the model can be run from one stage to another."""
-    return isinstance(model, Chain)
 
 
 def size(inputs: Any) -> int:

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .passes import Batch
+from torch import Tensor
+
+from ..chain import tree_map
+from ..schema import UserError
+from .passes import Batch, size
 
 
 class Samples:
@@ -14,8 +18,20 @@ class Samples:
 
     name: ClassVar[str]
 
+    @property
+    def chooses(self) -> bool:
+        """Whether ``choose`` is to be asked."""
+        return False
+
+    def setup(self) -> None:
+        """UserError if the option cannot be."""
+
     def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
         """The accumulated batches of a step, in groups."""
+        return [batches]
+
+    def choose(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        """The places, ``(chosen,)``, of the samples that descend, by their losses ``(batch,)`` at w and at w + eps."""
         raise NotImplementedError
 
 
@@ -25,8 +41,57 @@ class Whole(Samples):
 
     name = "batch"
 
+
+@dataclass
+class Micro(Samples):
+    """mSAM: m micro-batches, an ascent each. A batch of n < m samples makes n of them, one that m does not divide uneven ones."""
+
+    name = "micro"
+    m: int
+
+    def setup(self) -> None:
+        if self.m < 1:
+            raise UserError(f"m={self.m} is too small: m is a number of micro-batches, at least 1.")
+
     def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
-        return [batches]
+        return [[part] for batch in batches for part in split(batch, self.m)]
 
 
-OPTIONS: dict[str, type[Samples]] = {option.name: option for option in (Whole,)}
+@dataclass
+class Sharpest(Samples):
+    """ESAM's SDS: the descent takes the share gamma of the samples whose loss rises most from w to w + eps.
+
+    The official code keeps the samples strictly above the int(gamma n)-th, one fewer than the paper, and none at all where
+    they tie; here int(gamma n) of them are kept, at least one. The losses at w + eps cost a forward pass.
+    """
+
+    name = "sharpest"
+    gamma: float
+
+    def setup(self) -> None:
+        if not 0 < self.gamma <= 1:
+            raise UserError(f"gamma={self.gamma} is a share above 0, up to 1.")
+
+    @property
+    def chooses(self) -> bool:
+        return self.gamma < 1
+
+    def choose(self, clean: Tensor, perturbed: Tensor) -> Tensor:
+        return (perturbed - clean).topk(max(1, int(self.gamma * len(clean)))).indices
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The batch in at most ``parts`` batches of nearly equal size."""
+    n = size(batch.inputs)
+    if min(parts, n) == 1:
+        return [batch]
+    result, start = [], 0
+    for count in (n // min(parts, n) + (i < n % min(parts, n)) for i in range(min(parts, n))):
+        piece = slice(start, start + count)
+        inputs, targets = (tree_map(lambda t, piece=piece: t[piece], tree) for tree in (batch.inputs, batch.targets))
+        result.append(batch._replace(inputs=inputs, targets=targets, share=batch.share * count / n))
+        start += count
+    return result
+
+
+OPTIONS: dict[str, type[Samples]] = {option.name: option for option in (Whole, Micro, Sharpest)}

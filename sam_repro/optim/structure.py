@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from ..chain import layers
 
 HALF = (torch.float16, torch.bfloat16)
+
+
+def norms_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The norm of each tensor, at least in float32: the square of a norm soon passes what half precision can hold."""
+    return torch._foreach_norm([t.float() if t.dtype in HALF else t for t in tensors])
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of a vector given in parts."""
+    return torch.stack(norms_of(tensors)).norm()
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,8 @@ class Structure:
     def __init__(self, model: nn.Module) -> None:
         self.layers = layers(model)
         self.parameters = [p for layer in self.layers for p in layer.parameters]
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names = [names[p] for p in self.parameters]
         self.layer_of = [index for index, layer in enumerate(self.layers) for _ in layer.parameters]
         self._sizes = [len(layer.parameters) for layer in self.layers]
         self._lengths: Tensor | None = None
@@ -49,11 +61,11 @@ class Structure:
 
     def layer_norms(self, gradients: list[Tensor | None]) -> Tensor:
         """The norm of the gradient of every layer, shape ``(layers,)``, on the device; a missing gradient counts zero."""
-        present = [g.float() if g.dtype in HALF else g for g in gradients if g is not None]
+        present = [g for g in gradients if g is not None]
         if not present:
-            return torch.zeros(len(self.layers))
-        norms: Any = iter(torch._foreach_norm(present))
-        zero = torch.zeros((), dtype=present[0].dtype, device=present[0].device)
+            return torch.zeros(len(self.layers), device=self.parameters[0].device)
+        norms: Any = iter(norms_of(present))
+        zero = torch.zeros((), dtype=torch.float64 if present[0].dtype == torch.float64 else torch.float32, device=present[0].device)
         squares = torch.stack([zero if g is None else next(norms) for g in gradients]).square()
         if self._lengths is None or self._lengths.device != squares.device:
             self._lengths = torch.tensor(self._sizes, device=squares.device)

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import random
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..schema import UserError
+from .host import HostCopy
+from .structure import Plan, Structure, norm_of
 
 
 class When:
     """Decides for every step whether it makes an ascent."""
 
     name: ClassVar[str]
+    needs_gradient: ClassVar[bool] = False  # decides by the gradient at w, by ``decides`` instead of ``ascends``
+    needs_clean: ClassVar[bool] = False  # ``observe`` wants the gradient at w
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        """Learn the model and the training; UserError if the option needs more, or does not fit."""
 
     def ascends(self, step: int) -> bool:
         """Whether step ``step`` (from 0) makes one."""
         raise NotImplementedError
+
+    def decides(self, step: int, gradients: Sequence[Tensor]) -> bool:
+        """The same, with the gradient at w of the parameters that would be perturbed."""
+        raise NotImplementedError
+
+    def observe(self, selected: Sequence[int], clean: Sequence[Tensor | None], sam: Sequence[Tensor | None]) -> None:
+        """See, after an ascent, the gradients at w and at w + eps of the perturbed parameters (up to one common factor)."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the option has learned so far."""
@@ -43,4 +67,173 @@ class Always(When):
         return True
 
 
-OPTIONS: dict[str, type[When]] = {option.name: option for option in (Never, Always)}
+@dataclass
+class Every(When):
+    """At every n-th step, the first one included (SAM-n; LookSAM's t % k = 0)."""
+
+    name = "every"
+    n: int
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        if self.n < 1:
+            raise UserError(f"n={self.n} (LookSAM's k) is too small: it is at least 1.")
+
+    def ascends(self, step: int) -> bool:
+        return step % self.n == 0
+
+
+@dataclass
+class Window(When):
+    """At every step of the first or last ``percent`` of the training (mSAM, Figure B.1)."""
+
+    name = "window"
+    percent: float
+    part: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        if plan.total_steps is None:
+            raise UserError("when=window needs to know the length of the training: give total_steps=.")
+        if not 0 <= self.percent <= 100:
+            raise UserError(f"optimizer.when.percent={self.percent} is between 0 and 100.")
+        inside = round(plan.total_steps * self.percent / 100)
+        self.steps = range(inside) if self.part == "first" else range(plan.total_steps - inside, plan.total_steps)
+
+    def ascends(self, step: int) -> bool:
+        return step in self.steps
+
+
+@dataclass
+class GradientNorm(When):
+    """AE-SAM (Jiang et al. 2023): where the squared gradient norm stands out of its moving mean.
+
+    The decision needs a number of this step, so the host waits for the device once a step.
+    """
+
+    name = "gradient_norm"
+    needs_gradient = True
+    lambda1: float
+    lambda2: float
+    delta: float
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        if plan.total_steps is None:
+            raise UserError("when=gradient_norm moves its threshold over the training: give total_steps=.")
+        self.total_steps = plan.total_steps
+        self.mean, self.variance = 0.0, math.exp(-10)
+
+    def decides(self, step: int, gradients: Sequence[Tensor]) -> bool:
+        square = norm_of(gradients).square().item()  # the host waits here
+        if not math.isfinite(square):  # an overflow under fp16: the step will be skipped
+            return False
+        self.mean = self.delta * self.mean + (1 - self.delta) * square
+        self.variance = self.delta * self.variance + (1 - self.delta) * (square - self.mean) ** 2
+        progress = step / self.total_steps
+        threshold = progress * self.lambda1 + (1 - progress) * self.lambda2
+        return square >= self.mean + threshold * math.sqrt(self.variance)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.variance = state["mean"], state["variance"]
+
+
+@dataclass
+class Variation(When):
+    """vSAM: at a rate that follows how much the PSF (the SAM gradient less the plain one) has been changing.
+
+    Norms are taken on the device and read only when the rate is set anew, every N steps.
+    """
+
+    name = "variation"
+    needs_clean = True
+    alpha: float
+    N: int
+    M: int
+    s1: float
+    start: int
+    cap: float
+    norm_layers: int
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        if not 1 <= self.M <= self.N:
+            raise UserError(f"M={self.M} slices do not fit N={self.N} norms: M is 1 to N.")
+        if not 0 < self.cap <= 1:
+            raise UserError(f"cap={self.cap} is a rate above 0, up to 1.")
+        last = len(structure.layers) - self.norm_layers
+        self.measured = {index for index, layer in enumerate(structure.layer_of) if layer >= last}
+        self.s = min(float(self.s1), self.cap * self.N)  # samples wanted in the next N iterations
+        self.taken = 0  # samples in the current N iterations
+        self.norms: deque[tuple[float, float]] = deque(maxlen=2 * self.N)  # |PSF|, |SGD| of the last sampled iterations
+        self._on_their_way: list[HostCopy] = []
+        self._coin = random.Random(plan.seed)
+
+    def ascends(self, step: int) -> bool:
+        """Algorithm 1, lines 4 and 11; an iteration is ``step + 1``."""
+        if step > self.start and step % self.N == 0:
+            self._set_rate()
+            self.taken = 0
+        toss = self._coin.random()  # at every step, so that the draws do not depend on what came of them
+        if step < self.start:
+            return True
+        sampling = toss < self.s / self.N and self.taken < self.cap * self.N  # Eq. 15
+        self.taken += sampling
+        return sampling
+
+    def observe(self, selected: Sequence[int], clean: Sequence[Tensor | None], sam: Sequence[Tensor | None]) -> None:
+        pairs = [(i, g, s) for i, g, s in zip(selected, clean, sam, strict=True) if g is not None and s is not None]
+        # "the last few layers of the model also capture the changes"; all where none of them was perturbed
+        chosen = [(g, s) for i, g, s in pairs if i in self.measured] or [(g, s) for _, g, s in pairs]
+        if chosen:
+            sgd = [g for g, _ in chosen]
+            psf = torch._foreach_sub([s for _, s in chosen], sgd)
+            self._on_their_way.append(HostCopy(torch.stack([norm_of(psf), norm_of(sgd)])))
+
+    def _arrived(self) -> None:
+        for copy in self._on_their_way:
+            psf, sgd = copy.value().tolist()
+            if math.isfinite(psf) and math.isfinite(sgd):
+                self.norms.append((psf, sgd))
+        self._on_their_way.clear()
+
+    def _set_rate(self) -> None:
+        """Eq. 8 to 14; the rate is kept from dying, one sample in N iterations, and from passing the cap."""
+        self._arrived()
+        values = list(self.norms)
+        first = max(0, len(values) - self.N)
+        if len(values) - first < 2:
+            return
+        psf = [norm for norm, _ in values]
+        v = [self._spread(psf[max(0, i + 1 - self.N) : i + 1]) for i in range(first, len(values))]  # Eq. 8
+        r = [norm / sgd if sgd else 0.0 for norm, sgd in values[first:]]  # Eq. 11
+        change = mean_change(v) + mean_change(r)  # Eq. 9 and 10, 12 and 13
+        if math.isfinite(change):
+            self.s = min(max(self.s * (1 + self.alpha * change), 1.0), self.cap * self.N)  # Eq. 14
+
+    def _spread(self, norms: Sequence[float]) -> float:
+        """Eq. 8: the mean variance within M slices of the sorted norms."""
+        ordered = torch.tensor(sorted(norms), dtype=torch.float64)
+        slices = [part for part in ordered.tensor_split(self.M) if len(part)]
+        return sum(part.var(correction=0).item() for part in slices) / len(slices)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._arrived()
+        version, numbers, gauss = self._coin.getstate()
+        return {"s": self.s, "taken": self.taken, "norms": [list(n) for n in self.norms], "coin": [version, list(numbers), gauss]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.s, self.taken = state["s"], state["taken"]
+        self.norms.clear()
+        self.norms.extend((psf, sgd) for psf, sgd in state["norms"])
+        self._on_their_way.clear()
+        version, numbers, gauss = state["coin"]
+        self._coin.setstate((version, tuple(numbers), gauss))
+
+
+def mean_change(values: Sequence[float]) -> float:
+    """The mean of (x_i - x_{i-1}) / x_{i-1} (Eq. 9 and 10); a change from zero counts nothing."""
+    changes = [(after - before) / before if before else 0.0 for before, after in pairwise(values)]
+    return sum(changes) / len(changes)
+
+
+OPTIONS: dict[str, type[When]] = {option.name: option for option in (Never, Always, Every, Window, GradientNorm, Variation)}

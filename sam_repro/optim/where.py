@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from ..schema import UserError
 from .host import HostCopy
-from .structure import Plan, Structure
+from .structure import Plan, Structure, norm_of
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
@@ -29,8 +31,8 @@ class Where:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
         return self.everything
 
-    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
-        """The perturbation of ``parameters`` (those selected that have a gradient), tensor by tensor."""
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        """The perturbation of the parameters ``selected`` (those that have a gradient at w), tensor by tensor."""
         raise NotImplementedError
 
     def observe(self, layer_norms: Tensor) -> None:
@@ -44,6 +46,11 @@ class Where:
         """Take up where ``state_dict`` left off."""
 
 
+def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
+    """The quotient; zero over zero is zero: where there is no direction we stay where we are."""
+    return torch.where(denominator == 0, torch.zeros_like(denominator), numerator / denominator)
+
+
 @dataclass
 class Model(Where):
     """rho g/|g| over the whole model (SAM, Foret et al. 2021, Eq. 2), or rho g (KDD'24, Eq. 3)."""
@@ -52,13 +59,52 @@ class Model(Where):
     rho: float
     normalize: bool
 
-    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         if not self.normalize:
             return torch._foreach_mul(gradients, self.rho)
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        # A zero gradient has no direction: stay where we are rather than divide zero by zero.
-        scale = torch.where(norm == 0, torch.zeros_like(norm), self.rho / norm)
-        return torch._foreach_mul(gradients, scale)
+        return torch._foreach_mul(gradients, ratio(self.rho, norm_of(gradients)))
+
+
+@dataclass
+class Adaptive(Where):
+    """rho T^2 g/|T g| with T = |w| + eta for weights, 1 for the rest (ASAM, Kwon et al. 2021, and its official code)."""
+
+    name = "adaptive"
+    rho: float
+    eta: float
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        scales = [self._scale(index) for index in selected]
+        scaled = list(torch._foreach_mul(gradients, scales))
+        return torch._foreach_mul(torch._foreach_mul(scaled, scales), ratio(self.rho, norm_of(scaled)))
+
+    def _scale(self, index: int) -> Tensor:
+        # As in the official code, "weight" in the name decides: normalisation weights scale, biases do not.
+        parameter = self.structure.parameters[index].detach()
+        return parameter.abs() + self.eta if "weight" in self.structure.names[index] else torch.ones_like(parameter)
+
+
+@dataclass
+class TrustRatio(Where):
+    """LayerSAM (LookSAM supplement, Algorithm 2), layer by layer.
+
+    ``printed``: rho |w_i|/|g_i| g_i/|g|, with |g| over the model. ``local``: rho |w_i| g_i/|g_i|.
+    """
+
+    name = "trust_ratio"
+    rho: float
+    trust: str
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        padded: list[Tensor | None] = [None] * len(self.everything)
+        weights = list(padded)
+        for index, gradient in zip(selected, gradients, strict=True):
+            padded[index], weights[index] = gradient, self.structure.parameters[index].detach()
+        factor = self.rho * ratio(self.structure.layer_norms(weights), self.structure.layer_norms(padded))
+        if self.trust == "printed":
+            factor = factor * ratio(1.0, norm_of(gradients))
+        per_layer = factor.unbind()
+        return torch._foreach_mul(gradients, [per_layer[self.structure.layer_of[index]] for index in selected])
 
 
 @dataclass
@@ -93,7 +139,7 @@ class Layers(Where):
             self._chosen = sorted(self._chosen.value().tolist())
         return self._chosen
 
-    def perturbation(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensors:
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         return torch._foreach_mul(gradients, self.r)
 
     def observe(self, layer_norms: Tensor) -> None:
@@ -113,4 +159,43 @@ class Layers(Where):
         self._generator.set_state(state["generator"])
 
 
-OPTIONS: dict[str, type[Where]] = {option.name: option for option in (Model, Layers)}
+@dataclass
+class RandomTensors(Where):
+    """(rho / beta) g/|g| on each tensor with probability beta, |g| over those drawn: |eps| = rho / beta (ESAM's code).
+
+    The paper draws single weights and divides by the norm over all; the code, followed here, draws whole tensors, all of
+    them at the first step.
+    """
+
+    name = "random_tensors"
+    rho: float
+    beta: float
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        if not 0 < self.beta <= 1:
+            raise UserError(f"beta={self.beta} is a probability above 0, up to 1.")
+        self._drawn = self.everything
+        self._random = random.Random(plan.seed)
+
+    def select(self) -> list[int]:
+        return self._drawn
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return torch._foreach_mul(gradients, ratio(self.rho / self.beta, norm_of(gradients)))
+
+    def observe(self, layer_norms: Tensor) -> None:
+        """Draw the tensors of the next step."""
+        self._drawn = [index for index in self.everything if self._random.random() < self.beta]
+
+    def state_dict(self) -> dict[str, Any]:
+        version, numbers, gauss = self._random.getstate()
+        return {"drawn": list(self._drawn), "random": [version, list(numbers), gauss]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._drawn = list(state["drawn"])
+        version, numbers, gauss = state["random"]
+        self._random.setstate((version, tuple(numbers), gauss))
+
+
+OPTIONS: dict[str, type[Where]] = {option.name: option for option in (Model, Adaptive, TrustRatio, Layers, RandomTensors)}

@@ -1,0 +1,342 @@
+"""The methods beyond the layer-wise paper's: against plain references, by identities, and what is particular to each."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import STEPS, batch, criterion, plain_gradient, shifted, small_chain, total_norm
+from test_methods import base, distance, gradients, run
+
+from sam_repro.optim import UserError, create
+from sam_repro.optim.when import mean_change
+
+PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "other", "others"),
+    [
+        ("sam_n", {"n": 1}, "sam", {}),
+        ("msam", {"m": 1, "rho": 0.05}, "sam", {}),
+        ("looksam", {"k": 1}, "sam", {}),
+        ("vsam", {"s1": 20.0, "N": 20, "cap": 1.0, "alpha": 0.0}, "sam", {}),
+        ("vsam", {"start": 100}, "sam", {}),
+        ("esam", {"beta": 1.0, "gamma": 1.0}, "sam", {}),
+        ("asam", {"rho": 0.0}, "sgd", {}),
+        ("layersam", {"rho": 0.0}, "sgd", {}),
+        ("msam", {"rho": 0.0, "m": 1}, "sgd", {}),
+        ("looksam", {"rho": 0.0}, "sgd", {}),
+        ("aesam", {"lambda1": 1e9, "lambda2": 1e9}, "sgd", {}),
+        ("aesam", {"lambda1": -1e9, "lambda2": -1e9}, "sam", {}),
+        ("vsam", {"rho": 0.0}, "sgd", {}),
+        ("saf", {"start": 99}, "sgd", {}),
+        ("mesa", {"start": 99}, "sgd", {}),
+        ("saf", {"start": 0, "delay": 1, "lam": 0.0}, "sgd", {}),
+        ("sam", {"when": "window", "when.percent": 100.0}, "sam", {}),
+        ("sam", {"when": "window", "when.percent": 0.0}, "sgd", {}),
+        ("layerwise", {"k": "all", "where": "layers", "when": "every", "when.n": 1}, "generalized_sam", {}),
+        ("layerwise", {"k": "all", "samples": "micro", "samples.m": 1}, "generalized_sam", {}),
+    ],
+)
+def test_identities(name, knobs, other, others):
+    model, twin = small_chain(), small_chain()
+    gradient, same = create(name, model, **PLAN, **knobs), create(other, twin, **others)
+    optimizers = base(model), base(twin)
+    for step in range(STEPS):
+        places = torch.arange(12) + 12 * (step % 4)
+        gradient.backward(*batch(seed=step), criterion, indices=places)
+        same.backward(*batch(seed=step), criterion)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert distance(model.state_dict().values(), twin.state_dict().values()) < 1e-12
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "cost"),
+    [
+        ("sam_n", {"n": 3}, [(2, 2), (1, 1), (1, 1), (2, 2)]),
+        ("asam", {}, [(2, 2)] * 2),
+        ("looksam", {"k": 2}, [(2, 2), (1, 1), (2, 2), (1, 1)]),
+        ("layersam", {}, [(2, 2)] * 2),
+        ("looklayersam", {"k": 2}, [(2, 2), (1, 1), (2, 2)]),
+        ("aesam", {"lambda1": -9.0, "lambda2": -9.0}, [(2, 2)] * 2),
+        ("aesam", {"lambda1": 9.0, "lambda2": 9.0, "delta": 0.5}, [(1, 1)] * 2),
+        ("vsam", {"start": 2, "s1": 0.0, "alpha": 0.0, "N": 50}, [(2, 2), (2, 2), (1, 1), (1, 1)]),
+        ("vsam_a", {"start": 1, "s1": 0.0, "alpha": 0.0, "N": 50}, [(2, 2), (1, 1), (1, 1)]),
+        ("msam", {"m": 4}, [(2, 2)] * 2),
+        ("esam", {"beta": 1.0, "gamma": 0.5}, [(2.5, 1.5)] * 2),
+        ("saf", {"start": 0, "delay": 1}, [(1, 1)] * 6),
+        ("mesa", {"start": 0}, [(1, 1)] * 4 + [(2, 1)] * 2),
+    ],
+)
+def test_passes_of_every_step(name, knobs, cost):
+    model = small_chain()
+    gradient = create(name, model, **PLAN, **knobs)
+    samples = []
+    model.register_forward_hook(lambda module, inputs, output: samples.append(len(output)))
+    for step, (forward, backward) in enumerate(cost):
+        samples.clear()
+        report = gradient.backward(*batch(seed=step), criterion, indices=torch.arange(12) + 12 * (step % 4))
+        assert (report.forward_units, report.backward_units) == pytest.approx((forward, backward)), f"step {step}"
+        teacher = name == "mesa" and forward == 2  # a network of its own
+        assert sum(samples) == pytest.approx(12 * (forward - teacher))
+        assert report.ascended == (forward > 1 and name not in ("saf", "mesa"))
+        assert len(report.outputs) == 12
+
+
+# -- what is particular to each ----------------------------------------------------------------------------------------
+
+
+def test_looksam_keeps_the_part_orthogonal_to_the_whole_gradient():
+    model = small_chain()
+    _, clean = plain_gradient(model, *batch(), train_statistics=False)
+    gradient = create("looksam", model, k=2, rho=0.1)
+    gradient.backward(*batch(), criterion)
+    unit = gradient.between.vector
+    by_parameter = {id(p): g for p, g in zip(model.parameters(), clean, strict=True)}
+    ordered = [by_parameter[id(p)] for p in gradient.structure.parameters]
+    inner = sum((u * g).sum() for u, g in zip(unit, ordered, strict=True)) / total_norm(ordered)
+    assert abs(inner) < 1e-12
+    assert total_norm(unit) == pytest.approx(1.0)
+    # It is the whole vector that is orthogonal, and not every tensor.
+    assert max(abs((u * g).sum() / (u.norm() * g.norm())) for u, g in zip(unit, ordered, strict=True) if g.norm() > 1e-9) > 1e-3
+    model.zero_grad()
+    gradient.backward(*batch(), criterion)
+    assert distance(gradients(model), clean) > 1e-4, "the step in between is not the plain gradient"
+
+
+def test_looksam_with_parallel_gradients_reuses_nothing():
+    model = torch.nn.Linear(1, 1, bias=False).double()
+    gradient = create("looksam", model, k=2, rho=0.1)
+    for _ in range(2):
+        model.zero_grad()
+        gradient.backward(torch.ones(4, 1).double(), torch.zeros(4), lambda outputs, targets: outputs[:, 0] ** 2)
+    assert model.weight.grad.item() == pytest.approx(2 * model.weight.item())
+
+
+def test_layersam_perturbs_each_layer_by_its_trust_ratio():
+    for trust in ("printed", "local"):
+        model = small_chain()
+        gradient = create("layersam", model, rho=0.3, trust=trust)
+        _, g = plain_gradient(model, *batch(), train_statistics=False)
+        by_parameter = {id(p): t for p, t in zip(model.parameters(), g, strict=True)}
+        ordered = [by_parameter[id(p)] for p in gradient.structure.parameters]
+        eps = gradient.where.perturbation(gradient.where.everything, ordered)
+        for index, layer in enumerate(gradient.structure.layers):
+            size = total_norm([e for e, of in zip(eps, gradient.structure.layer_of, strict=True) if of == index])
+            expected = 0.3 * total_norm([p.detach() for p in layer.parameters]) / (1 if trust == "local" else total_norm(g))
+            assert size.item() == pytest.approx(expected.item())
+
+
+def test_esam_draws_whole_tensors_and_divides_by_their_norm():
+    model = small_chain()
+    gradient = create("esam", model, rho=0.1, beta=0.5, gamma=0.5)
+    drawn = []
+    for step in range(40):
+        selected = gradient.where.select()
+        drawn.append(tuple(selected))
+        seen = [torch.randn_like(gradient.structure.parameters[i]) for i in selected]
+        if seen:
+            assert total_norm(gradient.where.perturbation(selected, seen)).item() == pytest.approx(0.2)
+        gradient.backward(*batch(seed=step), criterion)
+        model.zero_grad()
+    assert drawn[0] == tuple(gradient.where.everything), "all of them at the first step"
+    share = sum(map(len, drawn[1:])) / (39 * len(drawn[0]))
+    assert 0.4 < share < 0.6
+    assert len(set(drawn)) > 20
+
+
+def test_esam_keeps_a_share_of_the_samples_and_at_least_one_also_where_they_tie():
+    for gamma, n, expected in ((0.5, 12, 6), (0.3, 12, 3), (0.01, 12, 1), (0.5, 1, 1)):
+        model = small_chain().eval()
+        kept = []
+        model.register_forward_hook(lambda module, inputs, output, kept=kept: kept.append(len(output)))
+        create("esam", model, rho=0.0, gamma=gamma).backward(*batch(n), criterion)
+        assert kept == [n, n, expected]
+
+
+def test_aesam_samples_about_half_of_a_stationary_sequence():
+    gradient = create("aesam", small_chain(), total_steps=4000)
+    generator = torch.Generator().manual_seed(0)
+    decisions = []
+    for step in range(4000):
+        square = 5 + torch.randn(1, generator=generator, dtype=torch.float64)
+        decisions.append(gradient.when.decides(step, [square.clamp_min(0).sqrt()]))
+    early, late = sum(decisions[:1000]) / 1000, sum(decisions[3000:]) / 1000
+    assert 0.4 < sum(decisions) / 4000 < 0.6, "50 % of a normal sequence; vSAM's Table 3 has 49.5 to 50.2 %"
+    assert early < 0.35 < 0.65 < late
+
+
+def test_aelooksam_is_a_combination():
+    model = small_chain()
+    gradient = create("aesam", model, total_steps=STEPS, between="orthogonal", delta=0.2, lambda1=0.5)
+    reports = run(gradient, model, base(model), STEPS)
+    assert 0 < sum(report.ascended for report in reports) < STEPS
+    with pytest.raises(UserError, match="does not go with samples=micro"):
+        create("aesam", model, total_steps=STEPS, samples="micro")
+
+
+def test_vsam_sets_its_rate_by_equations_8_to_15():
+    gradient = create("vsam", small_chain(), N=4, M=2, s1=2.0, start=0, alpha=0.5, cap=1.0, norm_layers=4)
+    norms = [(1.0, 2.0), (3.0, 4.0), (2.0, 2.0), (5.0, 4.0), (4.0, 8.0), (1.0, 4.0)]
+    when = gradient.when
+    when.norms.extend(norms)
+
+    def spread(values):
+        halves = [sorted(values)[: math.ceil(len(values) / 2)], sorted(values)[math.ceil(len(values) / 2) :]]
+        variances = [sum((x - sum(h) / len(h)) ** 2 for x in h) / len(h) for h in halves if h]
+        return sum(variances) / len(variances)
+
+    psf = [p for p, _ in norms]
+    v = [spread(psf[max(0, i - 3) : i + 1]) for i in (2, 3, 4, 5)]
+    r = [p / s for p, s in norms[2:]]
+    change = sum((after - before) / before for values in (v, r) for before, after in pairwise(values)) / 3
+    expected = 2.0 * (1 + 0.5 * change)
+    when._set_rate()
+    assert when.s == pytest.approx(min(max(expected, 1.0), 4.0))
+    assert mean_change([0.0, 5.0, 10.0]) == 0.5
+
+
+def test_vsam_measures_the_psf_and_sgd_norms_of_the_last_layers():
+    model = small_chain()
+    gradient = create("vsam", model, start=5, norm_layers=2, rho=0.2)
+    _, g = plain_gradient(model, *batch(), train_statistics=False)
+    gradient.backward(*batch(), criterion)
+    _, g_s = plain_gradient(shifted(model, set(range(len(g))), [0.2 * t / total_norm(g) for t in g]), *batch(), train_statistics=False)
+    last = {id(p) for layer in gradient.structure.layers[-2:] for p in layer.parameters}
+    chosen = [i for i, p in enumerate(model.parameters()) if id(p) in last]
+    gradient.when._arrived()
+    psf, sgd = gradient.when.norms[0]
+    assert psf == pytest.approx(total_norm([g_s[i] - g[i] for i in chosen]).item())
+    assert sgd == pytest.approx(total_norm([g[i] for i in chosen]).item())
+
+
+def test_vsam_neither_dies_nor_passes_its_cap():
+    when = create("vsam", small_chain(), N=10, s1=5.0, start=0, cap=0.8, alpha=0.9).when
+    for changing in (0.5, 2.0):  # PSF norms that fall, then rise, without end
+        size = 1.0
+        taken = []
+        for step in range(2000):
+            if when.ascends(step):
+                size = min(max(size * changing, 1e-200), 1e200)
+                when.norms.append((size, 1.0))
+                taken.append(step)
+        windows = [sum(start <= t < start + 10 for t in taken) for start in range(0, 2000, 10)]
+        assert max(windows) <= 8
+        assert 1.0 <= when.s <= 8.0
+        assert len(taken) > 50
+
+
+def test_msam_splits_a_shorter_last_batch_by_its_samples():
+    model, twin = small_chain(), small_chain()
+    create("msam", model, m=4, rho=0.1).backward(*batch(3), criterion)  # three micro-batches of one sample
+    create("msam", twin, m=3, rho=0.1).backward(*batch(3), criterion)
+    assert distance(gradients(model), gradients(twin)) == 0
+    report = create("msam", model, m=5).backward(*batch(12), criterion)
+    assert report.outputs.shape == (12, 3)
+    assert report.forward_units == pytest.approx(2.0)
+
+
+def test_msam_moves_the_statistics_once_for_every_micro_batch():
+    model = small_chain()
+    create("msam", model, m=4).backward(*batch(), criterion)
+    assert {value.item() for name, value in model.named_buffers() if "num_batches" in name} == {4}
+
+
+def test_a_window_is_the_first_or_last_part_of_the_training():
+    for part, expected in (("first", range(3)), ("last", range(9, 12))):
+        model = small_chain()
+        gradient = create("msam", model, total_steps=12, m=2, when="window", **{"when.percent": 25.0, "when.part": part})
+        assert [i for i, report in enumerate(run(gradient, model, base(model), 12)) if report.ascended] == list(expected)
+
+
+def test_saf_holds_to_what_the_sample_had_so_many_epochs_ago():
+    model = small_chain()
+    gradient = create("saf", model, **PLAN, lam=0.5, tau=2.0, start=2, delay=2)
+    optimizer, said = base(model), {}
+    for step in range(24):
+        epoch, place = step // 4, torch.arange(12) + 12 * (step % 4)
+        x, y = batch(seed=step)
+        twin = copy.deepcopy(model)
+        outputs = twin(x)
+        loss = criterion(outputs, y).mean()
+        if epoch > 2:
+            old = said[epoch - 2, step % 4]
+            p = (old / 2).softmax(1)
+            loss = loss + 0.5 * 4 * (p * (p.log() - F.log_softmax(outputs / 2, 1))).sum(1).mean()
+        said[epoch, step % 4] = outputs.detach().half().double()
+        report = gradient.backward(x, y, criterion, indices=place)
+        expected = torch.autograd.grad(loss, list(twin.parameters()))
+        assert distance(gradients(model), expected) < 1e-12, f"step {step}"
+        assert report.loss.item() == pytest.approx(criterion(outputs, y).mean().item())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert gradient.teacher.bank.shape == (2, 48, 3)
+    assert gradient.teacher.bank.dtype == torch.float16
+
+
+def test_mesa_holds_to_the_moving_mean_of_its_weights():
+    model = small_chain()
+    gradient = create("mesa", model, **PLAN, lam=0.5, tau=2.0, start=0, decay=0.8)
+    optimizer, teacher = base(model), copy.deepcopy(model).eval()
+    for step in range(12):
+        x, y = batch(seed=step)
+        if step:
+            for t, p in zip(teacher.state_dict().values(), model.state_dict().values(), strict=True):
+                t.copy_(t * 0.8 + p * 0.2 if t.is_floating_point() else p)
+        twin = copy.deepcopy(model)
+        outputs = twin(x)
+        loss = criterion(outputs, y).mean()
+        if step >= 4:
+            p = (teacher(x).detach() / 2).softmax(1)
+            loss = loss + 0.5 * 4 * (p * (p.log() - F.log_softmax(outputs / 2, 1))).sum(1).mean()
+        gradient.backward(x, y, criterion)
+        assert distance(gradients(model), torch.autograd.grad(loss, list(twin.parameters()))) < 1e-10, f"step {step}"
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_where_only_some_layers_move_only_they_are_reused():
+    model = small_chain()
+    gradient = create("layerwise", model, k=1, alpha=1.0, r=0.3, when="every", between="orthogonal", **{"when.n": 2})
+    gradient.backward(*batch(), criterion)
+    assert {gradient.structure.layer_of[i] for i in gradient.between.kept} == {3}
+    model.zero_grad()
+    _, clean = plain_gradient(model, *batch(seed=1), train_statistics=False)
+    gradient.backward(*batch(seed=1), criterion)
+    head = {id(p) for p in gradient.structure.layers[3].parameters}
+    for p, g in zip(model.parameters(), clean, strict=True):
+        assert torch.allclose(p.grad, g, atol=1e-12) != (id(p) in head)
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "says"),
+    [
+        ("aesam", {}, "give total_steps="),
+        ("sam", {"when": "window"}, "give total_steps="),
+        ("saf", {"steps_per_epoch": 4}, "give dataset_size="),
+        ("mesa", {}, "give steps_per_epoch="),
+        ("saf", {**PLAN, "when": "always"}, "saf has no knob 'when'"),
+        ("esam", {"beta": 0.0}, "beta=0.0 is a probability"),
+        ("esam", {"gamma": 0.0}, "gamma=0.0 is a share"),
+        ("msam", {"m": 0}, "m=0 is too small"),
+        ("looksam", {"k": 0}, "is too small"),
+        ("vsam", {"M": 60}, "M=60 slices do not fit"),
+        ("layersam", {"trust": "globl"}, "Did you mean 'local'"),
+    ],
+)
+def test_what_a_method_needs_and_did_not_get_is_said_at_once(name, knobs, says):
+    with pytest.raises(UserError, match=says):
+        create(name, small_chain(), **knobs)
+
+
+def test_saf_asks_for_the_places_of_the_samples():
+    with pytest.raises(UserError, match="indices="):
+        create("saf", small_chain(), **PLAN).backward(*batch(), criterion)
