@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .schema import METHOD_PARTS
 from .tracking.console import clock, console
 from .train.job import Config, Job
 from .train.score import autocast, evaluate
@@ -26,7 +27,7 @@ def dry_run(config: Config, run: Run) -> None:
     step, evaluation = _timed(job)
     steps = len(job.batches) * config["epochs"]
     o = config["optimizer"]
-    parts = ", ".join(f"{q}={o[q]['name']}" for q in ("when", "where", "between", "samples"))
+    parts = ", ".join(f"{part}={o[part]['name']}" for part in METHOD_PARTS if part in o)
     held = {
         "weights": _bytes(job.parameters),
         "gradients": _bytes(job.parameters),
@@ -34,13 +35,12 @@ def dry_run(config: Config, run: Run) -> None:
         "activations of a batch": activations,
         "data set": _bytes([job.parts.train.inputs, job.batches.windows._base, job.parts.score.inputs]),
     }
-    if o["when"]["name"] != "never":  # the weights at w, the gradient at w and the perturbation, at most
-        held["of the method"] = 3 * _bytes(job.parameters)
+    held["of the method"] = job.gradient.memory(job.dataset.classes)
     lines = [
         ("run", f"{run.id} ({run.state}) in {run.path}"),
         ("data", f"{config['dataset']['name']}: {len(job.parts.train):,} to train on, {len(job.parts.score):,} for the {job.split} score"),
         ("model", f"{config['model']['name']}: {size:,} parameters in {len(layers)} layers"),
-        ("method", f"{o['name']} ({parts}), alpha {o['mix']:g}"),
+        ("method", f"{o['name']} ({parts})"),
         ("training", f"{config['epochs']} epochs x {len(job.batches)} steps of {config['batch_size']} on {config['device']}"),
         ("memory", f"about {sum(held.values()) / 2**20:,.0f} MiB: " + ", ".join(f"{k} {v / 2**20:,.1f}" for k, v in held.items())),
         ("time", f"about {clock(steps * step + config['epochs'] * evaluation)} ({step * 1000:,.0f} ms a step, timed over {STEPS})"),

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..chain import call
 from ..schema import UserError
-from .gradient import Method, _share, _Step
+from .gradient import Method, Step, weighted
 from .passes import Batch, Passes
 from .structure import Plan, Structure
 
@@ -41,6 +41,10 @@ class Teacher:
 
     def follow(self, model: nn.Module) -> None:
         """The base optimizer has made a step."""
+
+    def memory(self, model: nn.Module, classes: int) -> int:
+        """Bytes."""
+        raise NotImplementedError
 
     def extra_forward(self, active: bool) -> float:
         """Forward passes of the teacher."""
@@ -86,6 +90,9 @@ class Bank(Teacher):
         slot[indices] = outputs.detach().half()
         return before if epoch >= self.delay else None
 
+    def memory(self, model: nn.Module, classes: int) -> int:
+        return 2 * self.size * self.delay * classes
+
     def state_dict(self) -> dict[str, Any]:
         return {"bank": self.bank}
 
@@ -121,6 +128,9 @@ class Mean(Teacher):
     def follow(self, model: nn.Module) -> None:
         self.teacher.update_parameters(model)
 
+    def memory(self, model: nn.Module, classes: int) -> int:
+        return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
     def extra_forward(self, active: bool) -> float:
         return 1.0 if active else 0.0
 
@@ -145,7 +155,7 @@ class Distillation(Method):
         teacher.setup(self.passes.model, plan)
 
     def _compute(self, batches: Sequence[Batch], indices: Any) -> Any:
-        step = _Step()
+        step = Step()
         epoch = self.step // self.steps_per_epoch
         if self.step:
             self.teacher.follow(self.passes.model)
@@ -157,7 +167,7 @@ class Distillation(Method):
                 said = self.teacher.logits(batch, places, outputs, epoch)
                 active = said is not None and epoch > self.teacher.start
                 loss = clean + self._trajectory(outputs, said) if said is not None and active else clean
-                self.passes.backward(_share(loss, batch.share), batch)
+                self.passes.backward(weighted(loss, batch.share), batch)
             self.passes.forward_units += batch.share * self.teacher.extra_forward(active)
             step.saw(clean, outputs, batch)
         norms = self._norms(self.structure.gradients())
@@ -168,6 +178,9 @@ class Distillation(Method):
         tau = self.teacher.tau
         old, new = F.log_softmax(said / tau, 1), F.log_softmax(outputs / tau, 1)
         return self.teacher.lam * tau**2 * F.kl_div(new, old, reduction="batchmean", log_target=True)
+
+    def memory(self, classes: int) -> int:
+        return self.teacher.memory(self.passes.model, classes)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "teacher": self.teacher.state_dict()}

@@ -58,7 +58,7 @@ class _First(NamedTuple):
 
 
 @dataclass
-class _Step:
+class Step:
     """The running sums of one call of ``backward``."""
 
     clean: Gradients = field(default_factory=list)  # of the selected parameters
@@ -66,7 +66,7 @@ class _Step:
     outputs: dict[int, list[Any]] = field(default_factory=dict)
 
     def saw(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
-        part = _share(loss.detach(), batch.share)
+        part = weighted(loss.detach(), batch.share)
         self.loss = part if self.loss is None else self.loss + part
         self.outputs.setdefault(batch.place, []).append(detached(outputs))
 
@@ -122,6 +122,10 @@ class Method:
         """Take up where ``state_dict`` left off."""
         raise NotImplementedError
 
+    def memory(self, classes: int) -> int:
+        """Bytes that the method holds beside weights and gradients, at most; ``classes`` outputs."""
+        raise NotImplementedError
+
     def _scale(self) -> Tensor | None:
         """The GradScaler's factor, on the device: reading it there makes nobody wait."""
         if self.passes.scaler is None:
@@ -129,7 +133,7 @@ class Method:
         scale: Tensor = self.passes.scaler.scale(torch.ones((), device=self.structure.parameters[0].device))
         return scale
 
-    def _report(self, step: _Step, norms: Tensor, selected: Sequence[int]) -> Report:
+    def _report(self, step: Step, norms: Tensor, selected: Sequence[int]) -> Report:
         outputs = [parts[0] if len(parts) == 1 else _joined(parts) for parts in step.outputs.values()]
         assert step.loss is not None
         return Report(
@@ -178,7 +182,7 @@ class Gradient(Method):
             raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
 
     def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
-        step = _Step()
+        step = Step()
         selected = self._ascend(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
@@ -193,16 +197,16 @@ class Gradient(Method):
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
-    def _descend(self, batches: Sequence[Batch], step: _Step) -> None:
+    def _descend(self, batches: Sequence[Batch], step: Step) -> None:
         """The plain gradient."""
         for batch in batches:
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
                 loss = losses.mean()
-                self.passes.backward(_share(loss, batch.share), batch)
+                self.passes.backward(weighted(loss, batch.share), batch)
             step.saw(loss, outputs, batch)
 
-    def _ascend(self, batches: Sequence[Batch], step: _Step) -> list[int]:
+    def _ascend(self, batches: Sequence[Batch], step: Step) -> list[int]:
         """The gradient at w + eps, where this step makes an ascent: the parameters that were perturbed, or none."""
         if self.when.needs_gradient:
             return self._ascend_if_decided(batches, step)
@@ -214,7 +218,7 @@ class Gradient(Method):
             ascent, firsts = self._first_pass(group, selected, start, step)
             if self._needs_clean:
                 share = sum(batch.share for batch in group)
-                step.clean = _sum(step.clean, [g if g is None else _share(g, share) for g in ascent])
+                step.clean = _sum(step.clean, [g if g is None else weighted(g, share) for g in ascent])
             if self._one_scope:
                 ascent = self.passes.mean_over_replicas(ascent)
             self._second_pass(group, firsts, selected, ascent, start, last=group is groups[-1])
@@ -223,7 +227,7 @@ class Gradient(Method):
             step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean)
         return selected
 
-    def _ascend_if_decided(self, batches: Sequence[Batch], step: _Step) -> list[int]:
+    def _ascend_if_decided(self, batches: Sequence[Batch], step: Step) -> list[int]:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
         everything = list(range(len(self.structure.parameters)))
         ascent, firsts = self._first_pass(batches, everything, 0, step)
@@ -239,7 +243,7 @@ class Gradient(Method):
         self._second_pass(batches, firsts, selected, moving, 0, last=True)
         return selected
 
-    def _first_pass(self, group: Sequence[Batch], selected: list[int], start: int, step: _Step) -> tuple[Gradients, list[_First]]:
+    def _first_pass(self, group: Sequence[Batch], selected: list[int], start: int, step: Step) -> tuple[Gradients, list[_First]]:
         """The gradient of the group's mean loss at w, of the selected parameters alone."""
         parameters = [self.structure.parameters[index] for index in selected]
         in_group = sum(batch.share for batch in group)
@@ -253,7 +257,7 @@ class Gradient(Method):
             if start and written(state) != before:
                 raise RuntimeError(f"Stage {start} writes into its input, which the second pass needs too: make it out of place.")
             loss = losses.mean()
-            ascent = _sum(ascent, self.passes.gradient(_share(loss, batch.share / in_group), batch, start, parameters))
+            ascent = _sum(ascent, self.passes.gradient(weighted(loss, batch.share / in_group), batch, start, parameters))
             step.saw(loss, outputs, batch)
             firsts.append(_First(state, masks, losses.detach()))
         return ascent, firsts
@@ -272,7 +276,7 @@ class Gradient(Method):
                 with passes.unsummed(more_to_come=not last or batch is not group[-1]):
                     with self._statistics():
                         losses, _ = passes.losses(state, descending, start, last=True)
-                    passes.backward(_share(losses.mean(), batch.share), descending)
+                    passes.backward(weighted(losses.mean(), batch.share), descending)
 
     def _chosen(self, batch: Batch, first: _First) -> tuple[Any, Batch]:
         """The samples that descend, by how their losses rise from w to w + eps."""
@@ -338,6 +342,11 @@ class Gradient(Method):
         scale = self._scale()
         return gradients if scale is None or not gradients else list(torch._foreach_div(gradients, scale))
 
+    def memory(self, classes: int) -> int:
+        """The weights at w, the gradient at w, the perturbation, and what is carried over between ascents."""
+        size = sum(p.numel() * p.element_size() for p in self.structure.parameters)
+        return size * (3 + self.between.needs_clean) if self.when.name != "never" else 0
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -362,7 +371,7 @@ def _batches(inputs: Any, targets: Any) -> list[Batch]:
     return [Batch(x, y, n / sum(sizes), place) for place, (x, y, n) in enumerate(zip(inputs, targets, sizes, strict=True))]
 
 
-def _share(value: Tensor, share: float) -> Tensor:
+def weighted(value: Tensor, share: float) -> Tensor:
     """``value * share``, and ``value`` itself for the usual share of one."""
     return value if share == 1.0 else value * share
 
