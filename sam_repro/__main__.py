@@ -10,10 +10,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from .config import explain, finish, identity
+from .config import check_overrides, explain, finish, identity
 from .schema import CONF, UserError
 from .train.store import Run
 
@@ -46,13 +47,11 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if config["dry_run"]:
         dry_run(config, run)
         return
-    if config["rerun"]:
-        run.clear()
-    if run.state == "done":
+    if run.state == "done" and not config["rerun"]:
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
         show_summary(run.summary, str(run.path))
         return
-    verb = "resumes" if run.checkpoint.exists() else "starts"
+    verb = "resumes" if run.checkpoint.exists() and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")
         summary = train(config, run)
@@ -64,14 +63,34 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     signal.signal(signal.SIGTERM, _stop)
     try:
+        check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
+        if {"-m", "--multirun"} & set(sys.argv):
+            sys.argv[1:] = spread(sys.argv[1:])
         app()
     except KeyboardInterrupt:
-        sys.exit("\nsam_repro: stopped; the same command resumes after the last finished epoch.")
+        print("\nsam_repro: stopped; the same command (without rerun=true) resumes after the last finished epoch.", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None:
             raise
         sys.exit(f"sam_repro: {sentence}")
+
+
+def spread(words: list[str]) -> list[str]:
+    """``seed=3`` as ``seed=choice(3)``, in a sweep.
+
+    Hydra composes a configuration of its own for a sweep, from the defaults and the plain overrides. Those that belong to
+    an option swept over (``model=wrn16_2,wrn28_10 model.dropout=0.3``) would not fit it.
+    """
+    parser = OverridesParser.create()
+    result = []
+    for word in words:
+        key, _, value = word.partition("=")
+        plain = value and not word.startswith(("-", "~", "hydra", "+hydra", "runs_dir"))
+        sweep = not plain or parser.parse_override(word).is_sweep_override()
+        result.append(word if sweep else f"{key}=choice({value})")
+    return result
 
 
 def _stop(*_: object) -> None:
@@ -87,6 +106,8 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}: {error.filename or 'no file'}."
     if type(error).__name__ == "OutOfMemoryError":
         return "The device's memory is full: lower batch_size, or try precision=bf16."
     return None

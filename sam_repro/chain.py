@@ -6,12 +6,14 @@ stage to another lets the engine compute what comes before once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 WEIGHT_BEARING = (
@@ -108,12 +110,6 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
-def tree_map(function: Any, state: Any) -> Any:
-    """Apply ``function`` to every tensor of a tensor, tuple, list or dict."""
-    if isinstance(state, Tensor):
-        return function(state)
-    if isinstance(state, dict):
-        return {key: tree_map(function, value) for key, value in state.items()}
-    if isinstance(state, (tuple, list)):
-        return type(state)(tree_map(function, value) for value in state)
-    return state
+def tree_map(function: Callable[[Tensor], Any], state: Any) -> Any:
+    """Apply ``function`` to every tensor of a tensor or of nested tuples, lists, dicts and what is registered with torch."""
+    return tree_map_only(Tensor, function, state)

@@ -12,10 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import CONF, METHOD_PARTS, QUESTIONS, UserError, checked, fields, options, read, reference, suggest, typed
+from .schema import CONF, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, options, read, reference, suggest, typed
 
 NUMERICS = 1  # raised when a fix changes the numbers a configuration gives: old runs are then other runs
 PARTS = ("dataset", "model", "base", "schedule")
+GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
+DEVICE = r"auto|cpu|cuda(:\d+)?"
 # Where a run lies and how it is watched: no part of what it is.
 OUTSIDE = ("data_dir", "runs_dir", "results_dir", "rerun", "dry_run")
 
@@ -31,6 +33,7 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    check_overrides(overrides)
     try:
         if GlobalHydra.instance().is_initialized():
             composed = hydra.compose("config", list(overrides))
@@ -54,41 +57,12 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
         raise UserError(str(error).splitlines()[0]) from error
     raw: Any = OmegaConf.to_container(composed, resolve=False)
     given = set(keys_of(overrides))
-    core = read("config")
-    choices = core.pop("choices")
-    config: Config = {}
 
+    config: Config = {}
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
-        node, written = _at(resolved, part), _at(raw, part)
-        known, _ = fields(part.replace(".", "/"), node["name"])
-        for key in node.keys() - known.keys() - {"choices"}:
-            if f"{part}.{key}" in given:
-                raise UserError(f"{part}={node['name']} has no field {key!r}.{suggest(key, known)}")
-        # A knob is named as the user knows it: "k", not "optimizer.where.k".
-        knobs = {key: knob for key in known if (knob := reference(written.get(key)))}
-        values = typed(part.replace(".", "/"), node["name"], node, knobs)
-        config |= {knob: values[key] for key, knob in knobs.items()}
-        _put(config, part, values)
-
-    common = core["optimizer"] if "when" in resolved["optimizer"] else {}  # they speak of two passes
-    for key, default in common.items():
-        knob = reference(raw["optimizer"][key])
-        value = checked(knob or f"optimizer.{key}", resolved["optimizer"][key], default, choices.get(key, ()))
-        config["optimizer"][key] = value
-        if knob:
-            config[knob] = value
-    config["optimizer"]["name"] = resolved["optimizer"]["name"]
-    unread = resolved["optimizer"].keys() - config["optimizer"].keys() - {"choices"}
-    _refuse({f"optimizer.{key}" for key in unread}, given, resolved)
-
-    for key, default in core.items():
-        if key not in ("defaults", "optimizer", "methods", "hydra"):
-            words = choices.get(key, ())
-            default = "" if isinstance(default, str) else default
-            config[key] = checked(key, resolved[key], default, words)
-    groups = {"dataset", "model", "base", "schedule", "optimizer", "experiment", "scale", "methods", "choices", "hydra"}
-    _refuse(resolved.keys() - config.keys() - groups, given, resolved)
+        _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, config))
+    _common(config, resolved, raw, given)
 
     scale = resolved["scale"]
     config["scale"] = scale["name"]
@@ -96,33 +70,59 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
         config["epochs"] = max(1, round(config["epochs"] * scale["epochs"]))
     if "train_fraction" not in given:
         config["train_fraction"] *= scale["data"]
-    _check_ranges(config)
+    m = config["optimizer"].get("samples", {}).get("m")
+    if m is not None and config["batch_size"] % m:
+        raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
     return config
 
 
-def _refuse(unread: Iterable[str], given: set[str], resolved: Config) -> None:
-    for key in sorted(set(unread) & given):
+def _part(part: str, node: Config, written: Config, given: set[str], config: Config) -> Config:
+    """The checked fields of a part. Knobs that they refer to are put into ``config``."""
+    known = fields(part.replace(".", "/"), node["name"]).defaults
+    for key in node.keys() - known.keys() - {"choices", "limits"}:
+        if f"{part}.{key}" in given:
+            raise UserError(f"{part}={node['name']} has no field {key!r}.{suggest(key, known)}")
+    # A knob is named as the user knows it: "k", not "optimizer.where.k".
+    knobs = {key: knob for key in known if (knob := reference(written.get(key)))}
+    values = typed(part.replace(".", "/"), node["name"], node, knobs)
+    config |= {knob: values[key] for key, knob in knobs.items()}
+    return values
+
+
+def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> None:
+    """What every run has, and every method of two passes; and a refusal of what nobody reads."""
+    core = read("config")
+    known = Fields(core, core.pop("choices"), core.pop("limits"))
+    shared = Fields(core["optimizer"], known.choices, known.limits)
+    for key in shared.defaults if "when" in config["optimizer"] else ():
+        knob = reference(raw["optimizer"][key])
+        config["optimizer"][key] = shared.checked(key, knob or f"optimizer.{key}", resolved["optimizer"][key])
+        if knob:
+            config[knob] = config["optimizer"][key]
+    config["optimizer"]["name"] = resolved["optimizer"]["name"]
+    for key in core.keys() - {"defaults", "optimizer", "methods", "hydra"}:
+        config[key] = known.checked(key, key, resolved[key])
+    if not re.fullmatch(DEVICE, config["device"]):
+        raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+    unread = {f"optimizer.{key}" for key in resolved["optimizer"].keys() - config["optimizer"].keys()}
+    for key in sorted((unread | resolved.keys() - config.keys()) & given - set(GROUPS)):
         raise UserError(_no_such_knob(key, resolved["optimizer"]["name"], resolved))
 
 
-def _check_ranges(config: Config) -> None:
-    """What can be seen to be wrong without the data or the model."""
-    for key, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("clip", 0), ("weight_decay", 0), ("lr", 0)):
-        if config[key] < least:
-            raise UserError(f"{key}={config[key]} is too small: {key} is at least {least}.")
-    for key, low, high in (("val_fraction", 0, 0.9), ("label_smoothing", 0, 0.99)):
-        if not low <= config[key] <= high:
-            raise UserError(f"{key}={config[key]} is a share between {low} and {high}.")
-    if not 0 < config["train_fraction"] <= 1:
-        raise UserError(f"train_fraction={config['train_fraction']} is a share above 0, up to 1.")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
-        raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    method = config["optimizer"]
-    k, m = method.get("where", {}).get("k"), method.get("samples", {}).get("m")
-    if isinstance(k, int) and k < 0:
-        raise UserError(f"k={k} is too small: k is a number of layers, 0 or more, or all.")
-    if m is not None and (m < 1 or config["batch_size"] % m):
-        raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what Hydra would take and a run would not read."""
+    for override in overrides:
+        key = next(keys_of([override]))
+        value = override.partition("=")[2].strip()
+        if key in GROUPS and key != "experiment" and value in ("null", ""):
+            raise UserError(f"{override!r} is no choice.{suggest('', options(key))}")
+        if override.startswith("~"):
+            raise UserError(f"{override!r}: a key cannot be removed, only set.")
+        if "@" in override.partition("=")[0] or (value.startswith("{") and not key.startswith("hydra")):
+            raise UserError(f"{override!r}: set one key at a time, as in optimizer.where.r=0.1.")
+        if key.partition(".")[0] in ("choices", "limits", "methods") or key.endswith(".name") or key.startswith("scale."):
+            raise UserError(f"{key!r} is not for the command line: choose options (optimizer=sam) and set their own keys (rho=0.1).")
 
 
 def identity(config: Config) -> str:
@@ -164,7 +164,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 
 def _no_such_knob(key: str, method: str, composed: Config) -> str:
     owners = [name for name in options("optimizer") if key in read(f"optimizer/{name}")]
-    known = [name for name in (*_dotted(composed), *_groups()) if name != key]
+    known = [name for name in (*_dotted(composed), *GROUPS) if name != key]
     if key.startswith("optimizer/"):
         questions = ", ".join(f"optimizer/{question}" for question in QUESTIONS if question in composed["optimizer"])
         return f"optimizer={method} has no {key!r}{'; it has: ' + questions if questions else ': it makes no ascent'}."
@@ -182,19 +182,14 @@ def _close(key: str, known: list[str]) -> str:
     return found if "Did you mean" in found else " 'python -m sam_repro --cfg job' shows every key."
 
 
-def _groups() -> list[str]:
-    return [path.name for path in CONF.iterdir() if path.is_dir()] + [f"optimizer/{part}" for part in METHOD_PARTS]
-
-
 def _what_composes(overrides: Sequence[str]) -> Config:
     """The configuration that the group choices alone give: the keys there were to choose from."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = set(_groups())
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
-        choices = [o for o in overrides if next(keys_of([o])) in groups]
+        choices = [o for o in overrides if next(keys_of([o])) in GROUPS]
         for attempt in (choices, [o for o in choices if not o.startswith("optimizer/")]):
             with contextlib.suppress(Exception):
                 content: Any = OmegaConf.to_container(hydra.compose("config", attempt), resolve=False)
@@ -204,7 +199,7 @@ def _what_composes(overrides: Sequence[str]) -> Config:
 
 def _dotted(node: Config, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
-        if key not in ("choices", "methods", "hydra"):
+        if key not in ("choices", "limits", "methods", "hydra"):
             yield prefix + key
             if isinstance(value, dict):
                 yield from _dotted(value, f"{prefix}{key}.")

@@ -8,18 +8,18 @@ from .schema import UserError, suggest
 from .train.store import find
 
 USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]"
+KEYS = {"run", "runs_dir", "data_dir", "device"}
 
 
 def main() -> None:
     """The command line."""
     try:
         settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+        for key in settings.keys() - KEYS:
+            raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
         if len(settings) != len(sys.argv) - 1 or not settings.get("run"):
             raise UserError(f"usage: {USAGE}")
         evaluate_run(**settings)
-    except TypeError:
-        key = next(key for key in settings if key not in ("run", "runs_dir", "data_dir", "device"))
-        sys.exit(f"sam_repro.evaluate: There is no key {key!r}.{suggest(key, ['run', 'runs_dir', 'data_dir', 'device'])}")
     except UserError as error:
         sys.exit(f"sam_repro.evaluate: {error}")
 

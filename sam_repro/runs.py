@@ -33,7 +33,7 @@ def run(words: list[str], runs_dir: str, unknown: dict[str, str]) -> None:
             show(find(runs_dir, prefix))
         case ["rm", *prefixes] if prefixes:
             for found in [find(runs_dir, prefix) for prefix in prefixes]:
-                found.clear()
+                found.remove()
                 print(f"removed {found.path}")
         case _:
             raise UserError(f"usage: {USAGE}")
@@ -45,9 +45,16 @@ def show_list(runs_dir: str) -> None:
 
     runs = all_runs(runs_dir)
     if runs:
-        show_runs([row_of(run, run.config) for run in runs])
+        show_runs([_row(run) for run in runs])
     else:
         print(f"There are no runs in {runs_dir}.")
+
+
+def _row(run: Run) -> dict[str, Any]:
+    try:
+        return row_of(run, run.config)
+    except UserError as error:
+        return {"run": run.id, "state": "damaged", "error": str(error)}
 
 
 def show(run: Run) -> None:

@@ -1,18 +1,20 @@
 """What can be configured: the option files of ``conf/``, read as plain YAML.
 
 The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
-of the field. ``choices: {field: [words]}`` in the file names the words a field may take. Knows neither torch nor Hydra,
-so that the library's ``create`` and the command line check a value in the same way, and at once.
+of the field. ``choices: {field: [words]}`` in the file names the words a field may take, ``limits: {field: [low, high]}``
+the numbers; a number without limits is not negative. Knows neither torch nor Hydra, so that the library's ``create`` and the
+command line check a value in the same way, and at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -20,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
+NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -49,25 +52,34 @@ def read(name: str) -> dict[str, Any]:
     return merged(_read(path), {})
 
 
-def fields(group: str, option: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """The fields of an option with their defaults, and the words that some of them may take."""
+class Fields(NamedTuple):
+    """The fields of an option."""
+
+    defaults: dict[str, Any]
+    choices: dict[str, list[Any]]
+    limits: dict[str, tuple[float, float]]
+
+    def checked(self, key: str, name: str, value: Any) -> Any:
+        """``value`` as one of field ``key``; UserError, which calls it ``name``, if it cannot be."""
+        return checked(name, value, self.defaults[key], self.choices.get(key, ()), self.limits.get(key, NOT_NEGATIVE))
+
+
+def fields(group: str, option: str) -> Fields:
+    """The fields of ``conf/<group>/<option>.yaml``."""
     content = read(f"{group}/{option}")
-    choices = content.pop("choices", {})
+    choices, limits = content.pop("choices", {}), content.pop("limits", {})
     top = group.rpartition("/")[2]
     if isinstance(content.get(top), dict):  # "@package _global_": the fields beside the knobs they refer to
         content = {key: resolve(value, content) for key, value in content[top].items()}
     content.pop("defaults", None)
-    return content, choices
+    return Fields(content, choices, limits)
 
 
 def typed(group: str, option: str, values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """Every field of an option: from ``values`` where it stands there, else the default; checked, in ``names``' words."""
-    known, words = fields(group, option)
+    known = fields(group, option)
     dotted = group.replace("/", ".")
-    return {
-        key: checked(names.get(key, f"{dotted}.{key}"), values.get(key, default), default, words.get(key, ()))
-        for key, default in known.items()
-    }
+    return {key: known.checked(key, names.get(key, f"{dotted}.{key}"), values.get(key, default)) for key, default in known.defaults.items()}
 
 
 def resolve(value: Any, root: dict[str, Any]) -> Any:
@@ -98,8 +110,8 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def checked(name: str, value: Any, default: Any, words: Iterable[Any] = ()) -> Any:
-    """``value`` as the type of ``default``, or as one of ``words``; UserError that names it otherwise."""
+def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: tuple[float, float]) -> Any:
+    """``value`` as the type of ``default`` within ``limits``, or as one of ``words``; UserError that names it otherwise."""
     words = list(words)
     if value == "???":
         raise UserError(f"{name} must be given: {name}=...")
@@ -107,10 +119,13 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any] = ()) -> A
         return value
     kind = type(default)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if isinstance(default, str) and words:
         raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
-    if default is None or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+    if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        low, high = limits
+        if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
+            raise UserError(f"{name}={value} is out of range: {name} is {f'at least {low}' if high == math.inf else f'{low} to {high}'}.")
         return value
     said = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a group of keys"}
     also = f" or {', '.join(map(str, words))}" if words else ""

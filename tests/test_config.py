@@ -36,18 +36,34 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["base=adamw", "momentum=0.5"], "'momentum' belongs to base=sgd"),
         (["k=abc"], "k is a whole number or all, not 'abc'"),
         (["k=2.5"], "k is a whole number"),
-        (["k=-1"], "k=-1 is too small"),
+        (["k=-1"], "k=-1 is out of range: k is at least 0"),
         (["lr=fast"], "lr is a number"),
         (["epochs=2.5"], "epochs is a whole number"),
-        (["epochs=0"], "epochs is at least 1"),
-        (["batch_size=0"], "batch_size is at least 1"),
-        (["val_fraction=1.5"], "val_fraction=1.5 is a share"),
-        (["train_fraction=0"], "train_fraction=0.0 is a share"),
+        (["epochs=0"], "epochs=0 is out of range: epochs is 1 to"),
+        (["batch_size=0"], "batch_size=0 is out of range"),
+        (["val_fraction=1.5"], "val_fraction=1.5 is out of range: val_fraction is 0 to 0.9"),
+        (["train_fraction=0"], "train_fraction=0.0 is out of range"),
         (["device=gpu"], "device=gpu is one of"),
         (["precision=fp8"], "precision is one of fp32, bf16"),
         (["rerun=maybe"], "rerun is true or false"),
         (["dataset.flip=2"], "dataset.flip is true or false"),
         (["model=timm"], "model.arch must be given"),
+        (["lr=nan"], "lr=nan is out of range"),
+        (["lr=inf"], "lr=inf is out of range"),
+        (["optimizer=sam", "rho=-1"], "rho=-1.0 is out of range: rho is at least 0"),
+        (["dataset.crop=-1"], "dataset.crop=-1 is out of range"),
+        (["momentum=2"], "momentum=2.0 is out of range: momentum is 0 to 1"),
+        (["seed=99999999999999"], "seed=99999999999999 is out of range"),
+        (["lr=null"], "lr is a number, not None"),
+        (["dataset=null"], "'dataset=null' is no choice. There is: cifar10"),
+        (["scale=null"], "'scale=null' is no choice. There is: paper"),
+        (["~lr"], "a key cannot be removed"),
+        (["scale.epochs=2"], "'scale.epochs' is not for the command line"),
+        (["optimizer.name=foo"], "'optimizer.name' is not for the command line"),
+        (["+optimizer.where={foo: 1}"], "set one key at a time"),
+        (["+methods.sam.rho=0.3"], "'methods.sam.rho' is not for the command line"),
+        (["+dataset@extra=digits"], "set one key at a time"),
+        (["+scale.foo=1"], "'scale.foo' is not for the command line"),
         (["+foo=3"], "There is no key 'foo'"),
         (["epochs"], "Error parsing override"),
     ],
@@ -128,8 +144,8 @@ def test_scale_is_a_factor_that_the_command_line_beats():
 def test_every_option_file_names_itself_and_its_choices_fit():
     groups = ["dataset", "model", "base", "schedule", "scale", *PARTS]
     for group, option in itertools.chain.from_iterable(((g, o) for o in options(g)) for g in groups):
-        known, choices = fields(group, option)
+        known, choices, limits = fields(group, option)
         assert known["name"] == option
-        assert choices.keys() <= known.keys()
+        assert choices.keys() | limits.keys() <= known.keys()
         for key, words in choices.items():
             assert known[key] in words or not isinstance(known[key], str)

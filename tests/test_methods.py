@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -189,6 +190,70 @@ def test_a_stage_that_writes_into_its_input_is_refused():
     model = Chain(OrderedDict(a=nn.Linear(4, 4), b=nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3))))
     with pytest.raises(RuntimeError, match="Stage 1 writes into its input"):
         create("layerwise", model, k=1).backward(torch.randn(8, 4), torch.randint(3, (8,)), criterion)
+
+
+@pytest.mark.parametrize("kind", [lambda m: m, as_module], ids=["chain", "module"])
+def test_so_is_one_that_writes_into_the_samples(kind):
+    model = kind(Chain(OrderedDict(a=nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)))))
+    with pytest.raises(RuntimeError, match="writes into its input"):
+        create("sam", model).backward(torch.randn(8, 4), torch.randint(3, (8,)), criterion)
+
+
+@each_method
+def test_the_host_reads_nothing_from_the_device(name, knobs):
+    """But for AE-SAM's decision. A read is ``aten::_local_scalar_dense``, on a GPU a wait."""
+    model = small_chain()
+    gradient = make(name, model, knobs)
+    for step in range(4):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            gradient.backward(*batch(seed=step), criterion, indices=places(step))
+        if step:  # the first one also counts FLOPs
+            reads = sum(event.count for event in profile.key_averages() if event.key == "aten::_local_scalar_dense")
+            assert reads == (name == "aesam")
+
+
+def test_parameters_frozen_in_the_meantime_are_left_alone():
+    for name, knobs in METHODS:
+        model = small_chain()
+        gradient = make(name, model, knobs)
+        model[1].requires_grad_(False)
+        gradient.backward(*batch(), criterion, indices=places(0))
+        assert model[1][0].weight.grad is None
+        assert model[0][0].weight.grad is not None
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="nothing to train"):
+        create("sam", model)
+
+
+def test_instance_norm_in_evaluation_mode_normalises_by_its_statistics():
+    torch.manual_seed(0)
+    model = (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.InstanceNorm2d(3, track_running_stats=True), nn.Flatten(), nn.Linear(27, 3)).double().eval()
+    )
+    twin = copy.deepcopy(model)
+    create("sam", model, rho=0.0).backward(*batch(), criterion)
+    create("sgd", twin).backward(*batch(), criterion)
+    assert distance(gradients(model), gradients(twin)) == 0
+
+
+def test_outputs_may_be_named_tuples():
+    class Outputs(NamedTuple):
+        logits: torch.Tensor
+        extra: torch.Tensor
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return Outputs(self.linear(x), x)
+
+    x, y = torch.randn(6, 4), torch.randint(3, (6,))
+    for name, knobs in (("sam", {}), ("msam", {"m": 3})):
+        report = create(name, Model(), **knobs).backward(x, y, lambda outputs, targets: criterion(outputs.logits, targets))
+        assert report.outputs.logits.shape == (6, 3)
+        assert not report.outputs.logits.requires_grad
 
 
 def test_batchnorm_statistics_of_both_passes_when_asked():
@@ -462,7 +527,7 @@ def test_sam_agrees_with_pytorch_optimizer(monkeypatch):
         ("layerwize", {}, "Did you mean 'layerwise'"),
         ("sgd", {"k": 4}, "sgd has no knob 'k'"),
         ("layerwise", {"k": 5}, "the model has 4 layers"),
-        ("layerwise", {"k": -1}, "does not fit"),
+        ("layerwise", {"k": -1}, "k=-1 is out of range"),
         ("layerwise", {"k": "some"}, "k is a whole number or all"),
         ("layerwise", {"criterion": "hgih"}, "Did you mean 'high'"),
         ("layerwise", {"r": "much"}, "r is a number"),

@@ -161,8 +161,9 @@ def test_a_killed_process_resumes_bit_identical(tmp_path, how):
             time.sleep(0.02)
         assert run.state == "running"
         with pytest.raises(UserError, match="is running"):
-            run.clear()
+            run.remove()
         process.send_signal(how)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     assert run.state == "stopped"
     assert run.status["state"] == ("running" if how == signal.SIGKILL else "stopped")  # nobody was left to write it
     assert 3 <= len(run.metrics()) < 30
@@ -274,6 +275,45 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run_here(tmp_path, "epochs=1")
 
 
+def test_rerun_keeps_what_there_is_until_the_run_can_begin(tmp_path):
+    run = run_here(tmp_path, "epochs=1", "dataset=digits")
+    weights = run.checkpoint.read_bytes()
+    from sam_repro.data import READERS
+
+    def gone(_):
+        raise UserError("the data are gone")
+
+    original = READERS["digits"]
+    READERS["digits"] = gone
+    try:
+        with pytest.raises(UserError, match="gone"):
+            run_here(tmp_path, "epochs=1", "rerun=true")
+    finally:
+        READERS["digits"] = original
+    assert run.checkpoint.read_bytes() == weights
+    assert len(run.metrics()) == 1
+    assert run_here(tmp_path, "epochs=1").state == "done"
+
+
+def test_a_damaged_directory_is_named_and_hurts_no_other_run(tmp_path, capsys):
+    run, whole = run_here(tmp_path, "epochs=1"), run_here(tmp_path, "epochs=1", "optimizer=sgd")
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "summary.json").unlink()  # it is derived: the run is resumed to make it again
+    with pytest.raises(UserError, match="do not hold the 1 epochs"):
+        run_here(tmp_path, "epochs=1")
+    (run.path / "status.json").write_text("{half")
+    with pytest.raises(UserError, match="missing or damaged"):
+        run_here(tmp_path, "epochs=1")
+    capsys.readouterr()
+    runs.run(["list"], str(tmp_path), {})
+    out = capsys.readouterr().out
+    assert whole.id in out
+    assert f"{run.id}  damaged" in out
+    (whole.path / "summary.json").unlink()
+    assert whole.state == "stopped"
+    assert run_here(tmp_path, "epochs=1", "optimizer=sgd").summary["steps"] == 4
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     run = run_here(tmp_path, "dry_run=true")
     assert not run.path.exists()
@@ -299,8 +339,21 @@ def test_a_sweep_skips_what_is_done_goes_past_a_failure_and_ends_with_a_table(tm
     assert "Traceback" not in sweep.stderr
 
 
+def test_a_sweep_takes_keys_of_the_options_it_sweeps_over(tmp_path):
+    words = ["-m", "model=wrn16_2,wrn28_10", "model.dropout=0.3", "optimizer=sam", "rho=0.1", "dry_run=true", f"runs_dir={tmp_path}"]
+    sweep = command("sam_repro", *words, "batch_size=2", "train_fraction=0.01", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    assert "wrn16_2: 691,386 parameters" in sweep.stdout
+    assert "wrn28_10" in sweep.stdout
+
+
 @pytest.mark.parametrize(
-    ("words", "named"), [(["optimizer=layerwise,sgd", "k=2"], "optimizer=sgd k=2"), (["optimizer=sgd,sammy"], "optimizer=sammy")]
+    ("words", "named"),
+    [
+        (["optimizer=layerwise,sgd", "k=2"], "optimizer=sgd k=2"),
+        (["optimizer=sgd,sam", "rho=0.1"], "optimizer=sgd rho=0.1"),
+        (["optimizer=sgd,sammy"], "optimizer=sammy"),
+    ],
 )
 def test_a_sweep_with_a_combination_that_does_not_fit_starts_no_job(tmp_path, words, named):
     sweep = command("sam_repro", "-m", *words, f"runs_dir={tmp_path}", cwd=tmp_path)

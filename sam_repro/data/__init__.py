@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ..schema import UserError
 from .cifar import cifar10, cifar100
@@ -50,8 +49,3 @@ def load(name: str, data_dir: str, *, train_fraction: float = 1.0, val_fraction:
 def to(parts: Parts, device: torch.device) -> Parts:
     """The parts on the device, where they stay for the whole training."""
     return replace(parts, train=parts.train.to(device), score=parts.score.to(device))
-
-
-def size_in_bytes(*tensors: Tensor) -> int:
-    """Memory of the tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors)

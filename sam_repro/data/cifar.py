@@ -28,7 +28,7 @@ MD5 = {
     "cifar-100-python/train": "16019d7e3df5f24257cddd939b257f8d",
     "cifar-100-python/test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
 }
-# Mean and deviation of the training pixels, as ESAM's code (which vSAM follows) rounds them.
+# Mean and deviation of CIFAR-10's training pixels. ESAM's code, which vSAM follows, takes them for CIFAR-100 too.
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 

@@ -37,7 +37,7 @@ def create(name: str, num_classes: int = 10, in_channels: int = 3, **values: Any
     """
     if name not in options("model"):
         raise UserError(f"There is no model {name!r}.{suggest(name, options('model'))}")
-    known, _ = fields("model", name)
+    known = fields("model", name).defaults
     for key in values.keys() - known.keys():
         raise UserError(f"model={name} has no field {key!r}.{suggest(key, known)}")
     values = typed("model", name, values, {})

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ..schema import QUESTIONS, UserError, checked, fields, merged, options, read, reference, resolve, suggest, typed
+from ..schema import QUESTIONS, Fields, UserError, fields, merged, options, read, reference, resolve, suggest, typed
 from . import between, distill, samples, when, where
 from .distill import Distillation
 from .gradient import Gradient, Method, Report
@@ -57,7 +57,7 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     content = read(f"optimizer/{name}")
     core = read("config")
     common = core["optimizer"] if any(part in str(content["defaults"]) for part in QUESTIONS) else {}
-    words = core["choices"]
+    known = Fields(common, core["choices"], core["limits"])
     own = content.keys() - {"defaults", "methods", "optimizer"}
     chosen = {path.rpartition("/")[2]: option for entry in content["defaults"] if entry != "_self_" for path, option in entry.items()}
     chosen |= {part: knobs.pop(part) for part in list(chosen) if part in knobs}
@@ -69,16 +69,16 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     values = resolve(written, {**content, **knobs})
     unread = knobs.keys() & own
     result: dict[str, Any] = {"name": name}
-    for key, default in common.items():
-        result[key] = checked(key, knobs.get(key, values[key]), default, words.get(key, ()))
+    for key in common:
+        result[key] = known.checked(key, key, knobs.get(key, values[key]))
         unread -= {reference(written[key])}
     for question, option in chosen.items():
         group = f"optimizer/{question}"
-        known, _ = fields(group, option)
-        part = {key: value for key, value in values.get(question, {}).items() if key in known}
+        own_fields = fields(group, option).defaults
+        part = {key: value for key, value in values.get(question, {}).items() if key in own_fields}
         for full in [full for full in dotted if full.startswith(f"{question}.")]:
-            if full.partition(".")[2] not in known:
-                raise UserError(f"{question}={option} has no field {full!r}.{suggest(full.partition('.')[2], known)}")
+            if full.partition(".")[2] not in own_fields:
+                raise UserError(f"{question}={option} has no field {full!r}.{suggest(full.partition('.')[2], own_fields)}")
             part[full.partition(".")[2]] = dotted.pop(full)
         names = {key: knob for key in part if (knob := reference(written.get(question, {}).get(key)))}
         unread -= set(names.values())

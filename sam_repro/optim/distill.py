@@ -7,6 +7,7 @@ SAF's teacher is a bank of the logits that each sample had ``delay`` epochs ago;
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..chain import call
 from ..schema import UserError
@@ -75,8 +75,6 @@ class Bank(Teacher):
     def setup(self, model: nn.Module, plan: Plan) -> None:
         if plan.dataset_size is None:
             raise UserError("saf keeps the logits of every sample: give dataset_size=.")
-        if self.delay < 1:
-            raise UserError(f"delay={self.delay} is too small: the bank is at least one epoch old.")
         self.size = plan.dataset_size
         self.bank: Tensor | None = None
 
@@ -111,25 +109,26 @@ class Mean(Teacher):
     decay: float
 
     def setup(self, model: nn.Module, plan: Plan) -> None:
-        if not 0 <= self.decay < 1:
-            raise UserError(f"decay={self.decay} is between 0 and 1.")
-        self.teacher = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=True)
-        self.teacher.requires_grad_(False)
-        self.teacher.update_parameters(model)  # the first call copies
-        self.teacher.eval()
+        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
     def logits(self, batch: Batch, indices: Tensor | None, outputs: Tensor, epoch: int) -> Tensor | None:
         if epoch <= self.start:
             return None
         with torch.no_grad():
-            said: Tensor = call(self.teacher.module, batch.inputs)
+            said: Tensor = call(self.teacher, batch.inputs)
         return said
 
     def follow(self, model: nn.Module) -> None:
-        self.teacher.update_parameters(model)
+        # Not torch's AveragedModel, which reads a counter from the device at every step.
+        pairs = [(mean, new.detach()) for mean, new in zip(_state(self.teacher), _state(model), strict=True)]
+        moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in moving], [new for _, new in moving], 1 - self.decay)
+        for mean, new in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(new)
 
     def memory(self, model: nn.Module, classes: int) -> int:
-        return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        return sum(t.numel() * t.element_size() for t in _state(model))
 
     def extra_forward(self, active: bool) -> float:
         return 1.0 if active else 0.0
@@ -139,6 +138,10 @@ class Mean(Teacher):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load_state_dict(state["teacher"])
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 class Distillation(Method):

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from ..chain import tree_map
 from ..schema import UserError
@@ -177,7 +178,6 @@ class Gradient(Method):
         self.structure = Structure(self.passes.model)
         self.when.setup(self.structure, plan)
         self.where.setup(self.structure, plan)
-        self.samples.setup()
         if when.needs_gradient and samples.name == "micro":
             raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
 
@@ -210,7 +210,7 @@ class Gradient(Method):
         """The gradient at w + eps, where this step makes an ascent: the parameters that were perturbed, or none."""
         if self.when.needs_gradient:
             return self._ascend_if_decided(batches, step)
-        selected = self.where.select() if self.when.ascends(self.step) else []
+        selected = self._selected() if self.when.ascends(self.step) else []
         groups = self.samples.groups(batches) if selected else []
         step.clean = [None] * len(selected)
         for group in groups:
@@ -229,14 +229,15 @@ class Gradient(Method):
 
     def _ascend_if_decided(self, batches: Sequence[Batch], step: Step) -> list[int]:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
-        everything = list(range(len(self.structure.parameters)))
-        ascent, firsts = self._first_pass(batches, everything, 0, step)
-        local, ascent = ascent, self.passes.mean_over_replicas(ascent)
-        selected = [index for index in self.where.select() if ascent[index] is not None]
+        everything = [index for index, p in enumerate(self.structure.parameters) if p.requires_grad]
+        found, firsts = self._first_pass(batches, everything, 0, step)
+        local = dict(zip(everything, found, strict=True))
+        ascent = dict(zip(everything, self.passes.mean_over_replicas(found), strict=True))
+        selected = [index for index in self._selected() if ascent[index] is not None]
         present = self._unscaled([g for index in selected if (g := ascent[index]) is not None])
         if not selected or not self.when.decides(self.step, present):
-            for p, g in zip(self.structure.parameters, ascent, strict=True):
-                p.grad = g
+            for index, g in ascent.items():
+                self.structure.parameters[index].grad = g
             return []
         step.clean = [ascent[index] for index in selected]
         moving = step.clean if self._one_scope else [local[index] for index in selected]
@@ -254,8 +255,9 @@ class Gradient(Method):
             masks = Masks(self.passes.model, self.passes.same_dropout)
             before = written(state)
             losses, outputs = self.passes.losses(detached(state) if start else state, batch, start)
-            if start and written(state) != before:
-                raise RuntimeError(f"Stage {start} writes into its input, which the second pass needs too: make it out of place.")
+            if written(state) != before:
+                where = f"Stage {start}" if self.passes.is_chain else "The model"
+                raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.")
             loss = losses.mean()
             ascent = _sum(ascent, self.passes.gradient(weighted(loss, batch.share / in_group), batch, start, parameters))
             step.saw(loss, outputs, batch)
@@ -273,9 +275,9 @@ class Gradient(Method):
                 if self.samples.chooses:
                     state, descending = self._chosen(batch, first)
                 first.masks.replay()
-                with passes.unsummed(more_to_come=not last or batch is not group[-1]):
-                    with self._statistics():
-                        losses, _ = passes.losses(state, descending, start, last=True)
+                more_to_come = not last or batch is not group[-1]
+                with passes.unsummed(more_to_come), self._statistics():  # also where a backward pass computes anew
+                    losses, _ = passes.losses(state, descending, start, last=True)
                     passes.backward(weighted(losses.mean(), batch.share), descending)
 
     def _chosen(self, batch: Batch, first: _First) -> tuple[Any, Batch]:
@@ -298,6 +300,10 @@ class Gradient(Method):
         """
         reuse = self.passes.is_chain and len(group) == 1 and self.bn == "clean" and not self.samples.chooses
         return self.structure.first_stage(selected) if reuse else 0
+
+    def _selected(self) -> list[int]:
+        """The parameters to perturb, less those that were frozen in the meantime."""
+        return [index for index in self.where.select() if self.structure.parameters[index].requires_grad]
 
     def _perturbed(self, selected: list[int], ascent: Gradients) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
@@ -382,11 +388,9 @@ def _sum(total: Gradients, terms: Gradients) -> Gradients:
 
 def _joined(parts: list[Any]) -> Any:
     """The outputs of micro-batches as those of their batch."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    if isinstance(parts[0], dict):
-        return {key: _joined([part[key] for part in parts]) for key in parts[0]}
-    return type(parts[0])(_joined(list(column)) for column in zip(*parts, strict=True))
+    leaves = zip(*(tree_leaves(part) for part in parts), strict=True)
+    joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in leaves]
+    return tree_unflatten(joined, tree_structure(parts[0]))
 
 
 def _add(parameters: Sequence[nn.Parameter], kept: Gradients) -> None:

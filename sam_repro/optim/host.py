@@ -14,7 +14,7 @@ class HostCopy:
         self._event = None
         if tensor.is_cuda:
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(tensor.device))
 
     def ready(self) -> bool:
         """Whether ``value`` would return at once."""

@@ -124,12 +124,13 @@ class Passes:
 
         Not by a momentum of zero: 0 times an overflow is NaN, and would stay in the statistics for good.
         """
-        for module in self.norms:
+        moving = [module for module in self.norms if module.training]
+        for module in moving:
             module.track_running_stats = False
         try:
             yield
         finally:
-            for module in self.norms:
+            for module in moving:
                 module.track_running_stats = True
 
 

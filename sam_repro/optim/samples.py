@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..chain import tree_map
-from ..schema import UserError
 from .passes import Batch, size
 
 
@@ -22,9 +22,6 @@ class Samples:
     def chooses(self) -> bool:
         """Whether ``choose`` is to be asked."""
         return False
-
-    def setup(self) -> None:
-        """UserError if the option cannot be."""
 
     def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
         """The accumulated batches of a step, in groups."""
@@ -49,10 +46,6 @@ class Micro(Samples):
     name = "micro"
     m: int
 
-    def setup(self) -> None:
-        if self.m < 1:
-            raise UserError(f"m={self.m} is too small: m is a number of micro-batches, at least 1.")
-
     def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
         return [[part] for batch in batches for part in split(batch, self.m)]
 
@@ -67,10 +60,6 @@ class Sharpest(Samples):
 
     name = "sharpest"
     gamma: float
-
-    def setup(self) -> None:
-        if not 0 < self.gamma <= 1:
-            raise UserError(f"gamma={self.gamma} is a share above 0, up to 1.")
 
     @property
     def chooses(self) -> bool:
@@ -87,8 +76,7 @@ def split(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     result, start = [], 0
     for count in (n // min(parts, n) + (i < n % min(parts, n)) for i in range(min(parts, n))):
-        piece = slice(start, start + count)
-        inputs, targets = (tree_map(lambda t, piece=piece: t[piece], tree) for tree in (batch.inputs, batch.targets))
+        inputs, targets = (tree_map(itemgetter(slice(start, start + count)), tree) for tree in (batch.inputs, batch.targets))
         result.append(batch._replace(inputs=inputs, targets=targets, share=batch.share * count / n))
         start += count
     return result

@@ -74,10 +74,6 @@ class Every(When):
     name = "every"
     n: int
 
-    def setup(self, structure: Structure, plan: Plan) -> None:
-        if self.n < 1:
-            raise UserError(f"n={self.n} (LookSAM's k) is too small: it is at least 1.")
-
     def ascends(self, step: int) -> bool:
         return step % self.n == 0
 
@@ -93,8 +89,6 @@ class Window(When):
     def setup(self, structure: Structure, plan: Plan) -> None:
         if plan.total_steps is None:
             raise UserError("when=window needs to know the length of the training: give total_steps=.")
-        if not 0 <= self.percent <= 100:
-            raise UserError(f"optimizer.when.percent={self.percent} is between 0 and 100.")
         inside = round(plan.total_steps * self.percent / 100)
         self.steps = range(inside) if self.part == "first" else range(plan.total_steps - inside, plan.total_steps)
 
@@ -156,10 +150,8 @@ class Variation(When):
     norm_layers: int
 
     def setup(self, structure: Structure, plan: Plan) -> None:
-        if not 1 <= self.M <= self.N:
+        if self.M > self.N:
             raise UserError(f"M={self.M} slices do not fit N={self.N} norms: M is 1 to N.")
-        if not 0 < self.cap <= 1:
-            raise UserError(f"cap={self.cap} is a rate above 0, up to 1.")
         last = len(structure.layers) - self.norm_layers
         self.measured = {index for index, layer in enumerate(structure.layer_of) if layer >= last}
         self.s = min(float(self.s1), self.cap * self.N)  # samples wanted in the next N iterations

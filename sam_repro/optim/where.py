@@ -120,7 +120,7 @@ class Layers(Where):
         super().setup(structure, plan)
         total = len(structure.layers)
         self.count = total if self.k == "all" else int(self.k)
-        if not 0 <= self.count <= total:
+        if self.count > total:
             raise UserError(f"k={self.k} does not fit: the model has {total} layers, k is 0 to {total}, or all.")
         # Line 2: all norms are equal before the first step, and the layers near the output are the paper's usual choice.
         self._chosen: list[int] | HostCopy = list(range(total - self.count, total))
@@ -173,8 +173,6 @@ class RandomTensors(Where):
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
-        if not 0 < self.beta <= 1:
-            raise UserError(f"beta={self.beta} is a probability above 0, up to 1.")
         self._drawn = self.everything
         self._random = random.Random(plan.seed)
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 Row = dict[str, Any]
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
 class Display:
@@ -118,7 +118,7 @@ def show_runs(rows: list[Row]) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(str(row.get(name, "")) for name in words + numbers))
-    (console if console.is_terminal else Console(highlight=False, width=140)).print(table)
+    (console if console.is_terminal else Console(highlight=False, markup=False, width=140)).print(table)
     for row in rows:
         if row.get("error"):
-            console.print(f"{row['run']} failed: {row['error']}")
+            console.print(f"{row['run']} {row['state']}: {row['error']}")

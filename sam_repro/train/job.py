@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import data, models, optim
+from ..config import DEVICE
 from ..data.batches import TrainBatches, in_order
 from ..schema import UserError
 from .base import base_optimizer, schedule
@@ -22,6 +24,8 @@ Config = dict[str, Any]
 def resolve_device(config: Config) -> Config:
     """The configuration with ``device=auto`` decided; UserError where the GPU that was asked for is not there."""
     name = config["device"]
+    if not re.fullmatch(DEVICE, name):
+        raise UserError(f"device={name} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if name == "auto":
         return {**config, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     if name.startswith("cuda"):

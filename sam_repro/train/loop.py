@@ -20,15 +20,22 @@ from .store import Row, Run, versions
 
 
 def train(config: Config, run: Run) -> Row:
-    """Train ``config`` from the run's last checkpoint, or from the beginning, to its end; returns the summary.
+    """Train ``config`` from the run's last checkpoint, or with ``rerun`` from the beginning, to its end; returns the summary.
 
     Raises UserError where the configuration does not fit the data or the model, and where the loss is no longer a number.
     """
     job = Job(config)
+    if config["rerun"]:
+        run.forget()  # not before all that the run needs is there
     if run.checkpoint.exists():
         job.resume(run.checkpoint)
     metrics = [row for row in run.metrics() if row["epoch"] <= job.epoch]
     layers = [row for row in run.layers() if row["epoch"] <= job.epoch]
+    if len(metrics) != job.epoch or len(layers) != job.epoch * len(job.gradient.structure.layers):
+        raise UserError(
+            f"metrics.jsonl and layers.csv in {run.path} do not hold the {job.epoch} epochs of the checkpoint: "
+            "rerun=true starts the run anew."
+        )
     steps = len(job.batches)
 
     with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -49,7 +50,9 @@ class Run:
     def state(self) -> str:
         """running, stopped, done or failed; ``new`` before the run has started, ``stopped`` if it was killed."""
         state = self.status.get("state", "new")
-        return "stopped" if state == "running" and not self.is_held() else state
+        if state == "running" and not self.is_held():
+            return "stopped"
+        return "stopped" if state == "done" and not self.summary else str(state)
 
     @property
     def summary(self) -> Row:
@@ -59,22 +62,31 @@ class Run:
     @property
     def config(self) -> Row:
         """``config.yaml``."""
-        content: Row = yaml.safe_load((self.path / "config.yaml").read_text())
+        try:
+            content: Row = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise self._damaged("config.yaml") from error
         return content
 
     def metrics(self) -> list[Row]:
         """``metrics.jsonl``: one row an epoch."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except ValueError as error:
+            raise self._damaged(path.name) from error
 
     def layers(self) -> list[Row]:
         """``layers.csv``: one row an epoch and layer."""
         path = self.path / "layers.csv"
         if not path.exists():
             return []
-        with path.open(newline="") as file:
-            kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
-            return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
+        kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
+        try:
+            with path.open(newline="") as file:
+                return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(path.name) from error
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -84,16 +96,15 @@ class Run:
 
         Raises UserError where another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"Run {self.id} is already running (process {self.status.get('pid')}); let it end.") from error
+        with self._locked():
             write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             (self.path / "traceback.txt").unlink(missing_ok=True)
-            started = self.status.get("started") or now()
-            self._say("running", started=started, command=command, **provenance())
+            before = self.status
+            made = {"commit", "host", "versions"}
+            history = before.get("history", [])
+            if before and {key: before.get(key) for key in made} != {key: provenance()[key] for key in made}:
+                history = [*history, {key: before.get(key) for key in made}]  # the epochs before were made elsewhere
+            self._say("running", started=before.get("started") or now(), command=command, **provenance(), history=history)
             try:
                 yield
             except KeyboardInterrupt:
@@ -119,11 +130,38 @@ class Run:
         write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         self._say("done")
 
-    def clear(self) -> None:
-        """Forget the run; UserError where a process is at work on it."""
-        if self.is_held():
-            raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
-        shutil.rmtree(self.path, ignore_errors=True)
+    def forget(self) -> None:
+        """Remove what was computed, to begin anew. The run must be held."""
+        for name in ("summary.json", "metrics.jsonl", "layers.csv"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def remove(self) -> None:
+        """Remove the run; UserError where a process is at work on it."""
+        with self._locked():
+            shutil.rmtree(self.path)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock of the directory; UserError where another process has it."""
+        for _ in range(10):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / ".lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    here = (self.path / ".lock").stat().st_ino == os.fstat(lock.fileno()).st_ino
+                except FileNotFoundError:  # the directory was removed in between
+                    here = False
+                except OSError:  # held, or another process looked for a moment whether it is
+                    here = False
+                    time.sleep(0.05)
+                if here:
+                    yield
+                    return
+        raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self.path / name} is missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
     def is_held(self) -> bool:
         """Whether a process is at work on the run."""
@@ -144,14 +182,24 @@ class Run:
 
     def _json(self, name: str) -> Row:
         path = self.path / name
-        content: Row = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            content: Row = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise self._damaged(name) from error
         return content
 
 
 def all_runs(runs_dir: str | Path) -> list[Run]:
     """The runs of a store, oldest first."""
     folders = [path.parent for path in Path(runs_dir).glob("*/status.json")]
-    return sorted((Run(runs_dir, folder.name) for folder in folders), key=lambda run: run.status.get("started", ""))
+    return sorted((Run(runs_dir, folder.name) for folder in folders), key=_started)
+
+
+def _started(run: Run) -> str:
+    try:
+        return str(run.status.get("started", ""))
+    except UserError:
+        return ""
 
 
 def find(runs_dir: str | Path, prefix: str) -> Run:
