@@ -61,6 +61,8 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     config: Config = {}
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
+        if not isinstance(_at(resolved, part), dict):
+            raise UserError(f"{part}={_at(resolved, part)} is no choice: choose an option, {part.replace('.', '/')}=...")
         _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, config))
     _common(config, resolved, raw, given)
 

@@ -57,6 +57,7 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["lr=null"], "lr is a number, not None"),
         (["dataset=null"], "'dataset=null' is no choice. There is: cifar10"),
         (["scale=null"], "'scale=null' is no choice. There is: paper"),
+        (["optimizer.where=null"], "optimizer.where=None is no choice"),
         (["~lr"], "a key cannot be removed"),
         (["scale.epochs=2"], "'scale.epochs' is not for the command line"),
         (["optimizer.name=foo"], "'optimizer.name' is not for the command line"),

@@ -1,0 +1,133 @@
+"""Base optimizers, schedules and what else a step of the loop consists of."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sam_repro.config import compose
+from sam_repro.schema import UserError
+from sam_repro.train.base import base_optimizer, schedule
+from sam_repro.train.job import Job
+from sam_repro.train.loop import EpochRecord, train_epoch
+from sam_repro.train.score import accuracy
+
+EPOCHS, STEPS = 8, 5
+
+
+def rates(*overrides):
+    """The learning rate of every step of a training."""
+    config = compose([*overrides, "lr=0.4"])
+    base = base_optimizer(config["base"], [torch.nn.Parameter(torch.zeros(1))], config["lr"], 0.0)
+    plan = schedule(config["schedule"], base, EPOCHS, STEPS)
+    found = []
+    for _ in range(EPOCHS * STEPS):
+        found.append(base.param_groups[0]["lr"])
+        base.step()
+        plan.step()
+    return found
+
+
+def torchs(make, per_epoch=False):
+    base = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.4)
+    plan = make(base)
+    found = []
+    for step in range(EPOCHS * STEPS):
+        found.append(base.param_groups[0]["lr"])
+        base.step()
+        if not per_epoch or (step + 1) % STEPS == 0:
+            plan.step()
+    return found
+
+
+def test_schedules_are_torchs():
+    from torch.optim import lr_scheduler
+
+    total = EPOCHS * STEPS
+    assert rates("schedule=constant") == [0.4] * total
+    assert rates("schedule=step") == pytest.approx(torchs(lambda base: lr_scheduler.MultiStepLR(base, [20, 30], 0.1)))
+    assert rates("schedule=cosine") == pytest.approx(torchs(lambda base: lr_scheduler.CosineAnnealingLR(base, EPOCHS), per_epoch=True))
+    assert rates("schedule=cosine", "schedule.per=step") == pytest.approx(torchs(lambda base: lr_scheduler.CosineAnnealingLR(base, total)))
+    one_cycle = torchs(lambda base: lr_scheduler.OneCycleLR(base, 0.4, total + 1, pct_start=0.05, cycle_momentum=False))
+    assert rates("schedule=onecycle") == pytest.approx(one_cycle)
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+def test_warm_up_is_linear_from_the_first_step(name):
+    warm = rates(f"schedule={name}", "schedule.warmup=2")
+    assert warm[:10] == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)])
+    assert max(warm) == warm[9] == pytest.approx(0.4)
+    with pytest.raises(UserError, match="leave nothing of a training"):
+        rates(f"schedule={name}", "schedule.warmup=8")
+
+
+def test_base_optimizers_take_their_numbers_from_the_configuration():
+    def built(*overrides):
+        config = compose(list(overrides))
+        return base_optimizer(config["base"], [torch.nn.Parameter(torch.zeros(1))], config["lr"], config["weight_decay"])
+
+    sgd = built("lr=0.3", "momentum=0.8", "base.nesterov=true", "weight_decay=0.01")
+    assert isinstance(sgd, torch.optim.SGD)
+    assert {"lr": 0.3, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01}.items() <= sgd.defaults.items()
+    adamw = built("base=adamw", "lr=0.001", "base.beta2=0.95", "base.eps=1e-6", "weight_decay=0.3")
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {"lr": 0.001, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.3}.items() <= adamw.defaults.items()
+
+
+def job(*overrides):
+    return Job(compose(["device=cpu", "train_fraction=0.1", "epochs=1", "schedule=constant", *overrides]))
+
+
+def moved(*overrides):
+    """How far one epoch of one step takes the weights."""
+    subject = job("batch_size=1000", "momentum=0", "weight_decay=0", "optimizer=sgd", "lr=0.1", *overrides)
+    before = torch.cat([p.detach().flatten().clone() for p in subject.parameters])
+    train_epoch(subject, EpochRecord(subject))
+    return (torch.cat([p.detach().flatten() for p in subject.parameters]) - before).norm().item()
+
+
+def test_clipping_takes_the_final_gradient():
+    assert moved("clip=0.5") == pytest.approx(0.05, rel=1e-3)
+    assert moved() == moved("clip=1000000") > 0.1
+
+
+def test_label_smoothing_is_in_the_loss():
+    outputs, targets = torch.randn(5, 10), torch.randint(10, (5,))
+    smoothed = job("label_smoothing=0.1").criterion(outputs, targets)
+    assert smoothed.shape == (5,)
+    assert torch.allclose(smoothed.mean(), F.cross_entropy(outputs, targets, label_smoothing=0.1))
+
+
+def test_weight_decay_is_the_base_optimizers_at_w():
+    """With a loss that does not depend on them, the weights shrink by lr times decay, perturbed or not."""
+    subject = job("optimizer=sam", "momentum=0", "weight_decay=0.5", "lr=0.1", "batch_size=1000")
+    subject.criterion = lambda outputs, targets: outputs.sum(1) * 0.0
+    before = [p.detach().clone() for p in subject.parameters]
+    train_epoch(subject, EpochRecord(subject))
+    assert all(torch.allclose(p, 0.95 * q) for p, q in zip(subject.parameters, before, strict=True))
+
+
+def test_bfloat16_trains_close_to_float32():
+    losses = []
+    for precision in ("fp32", "bf16"):
+        subject = job(f"precision={precision}", "k=3", "train_fraction=0.3", "lr=0.02")
+        record = EpochRecord(subject)
+        train_epoch(subject, record)
+        losses.append(record.close()[0]["train_loss"])
+        assert all(p.dtype == torch.float32 for p in subject.parameters)
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_accuracy_is_in_percent():
+    assert accuracy(torch.tensor([1, 2, 3, 3]), torch.tensor([1, 2, 0, 3])).item() == 75.0
+
+
+@pytest.mark.parametrize("method", ["saf", "mesa", "vsam", "aesam", "msam", "esam", "looksam"])
+def test_the_trainer_gives_every_method_what_it_needs(method):
+    subject = job(f"optimizer={method}", "train_fraction=0.2", "epochs=2", *(["start=0", "delay=1"] if method == "saf" else []))
+    for _ in range(2):
+        record = EpochRecord(subject)
+        train_epoch(subject, record)
+        row, layers = record.close()
+    assert row["steps"] == 5
+    assert len(layers) == 20
