@@ -340,3 +340,36 @@ def test_what_a_method_needs_and_did_not_get_is_said_at_once(name, knobs, says):
 def test_saf_asks_for_the_places_of_the_samples():
     with pytest.raises(UserError, match="indices="):
         create("saf", small_chain(), **PLAN).backward(*batch(), criterion)
+
+
+def test_what_differs_from_pytorch_optimizers_looksam():
+    """Theirs makes two passes at every step, whatever k, and projects tensor by tensor: 4 % off the paper's direction here."""
+    theirs = pytest.importorskip("pytorch_optimizer", reason="the oracle pytorch-optimizer is not installed (extra 'dev')")
+    model, counts = small_chain().eval(), []
+    model.register_forward_hook(lambda *_: counts.append(1))
+    wrapped = theirs.LookSAM(model.parameters(), torch.optim.SGD, rho=0.1, k=3, lr=0.1)
+
+    def closure():
+        wrapped.zero_grad()
+        loss = criterion(model(batch()[0]), batch()[1]).mean()
+        loss.backward()
+        return loss
+
+    for _ in range(6):
+        closure()
+        wrapped.step(closure)
+    assert len(counts) == 12  # ours: 8
+    gradient = create("looksam", model, rho=0.1, k=3)
+    counts.clear()
+    run(gradient, model, base(model), 6)
+    assert len(counts) == 8
+
+    model = small_chain()
+    _, g = plain_gradient(model, *batch(), train_statistics=False)
+    moved = shifted(model, set(range(len(g))), [0.1 * t / total_norm(g) for t in g])
+    _, g_s = plain_gradient(moved, *batch(), train_statistics=False)
+    along = sum((a * b).sum() for a, b in zip(g, g_s, strict=True)) / total_norm(g) ** 2
+    whole = [s - along * t for s, t in zip(g_s, g, strict=True)]
+    by_tensor = [s - (s * t).sum() / (t * t).sum() * t for s, t in zip(g_s, g, strict=True)]
+    cosine = sum((a * b).sum() for a, b in zip(whole, by_tensor, strict=True)) / total_norm(whole) / total_norm(by_tensor)
+    assert 0.95 < cosine < 0.97

@@ -571,3 +571,19 @@ def test_inputs_may_be_tuples_and_dicts():
     model.zero_grad()
     create("sam", model).backward({"a": a, "b": b}, y, criterion)
     assert distance(first, gradients(model)) == 0
+
+
+@each_method
+def test_dtype_and_memory_format_are_kept(name, knobs):
+    model = small_chain().to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+    x, y = batch()
+    gradient = make(name, model, knobs)
+    formats = [p.stride() for p in model.parameters()]
+    for step in range(2):
+        report = gradient.backward(
+            x.to(torch.bfloat16).to(memory_format=torch.channels_last), y, lambda o, t: criterion(o.float(), t), indices=places(step)
+        )
+    assert all(p.dtype == p.grad.dtype == torch.bfloat16 for p in model.parameters())
+    assert formats == [p.stride() for p in model.parameters()]
+    assert report.layer_norms.dtype == torch.float32  # norms are not taken in half precision
+    assert torch.isfinite(report.layer_norms).all()
