@@ -14,6 +14,11 @@ from sam_repro.schema import UserError
         ("resnet20", {"shortcut": "B"}, 272_474, 22, 11),
         ("wrn16_2", {}, 691_674, 17, 8),  # 16 layers and a widening shortcut in each of three groups, one counted in WRN-16
         ("wrn28_10", {}, 36_479_194, 29, 14),
+        ("resnet18", {}, 11_173_962, 21, 10),
+        ("pyramidnet110", {}, 28_485_477, 110, 56),
+        ("resnet50", {}, 23_520_842, 54, 18),
+        ("mobilenet", {}, 3_217_226, 28, 15),
+        ("mobilenet", {"version": "v2"}, 2_296_922, 58, 20),
     ],
 )
 def test_sizes(name, values, parameters, layer_count, stages):
@@ -24,20 +29,35 @@ def test_sizes(name, values, parameters, layer_count, stages):
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "wrn16_2"])
+def test_imagenet_sizes_and_outputs_are_torchvisions():
+    """With our weights in its model, layer by layer in order, torchvision gives our outputs."""
+    import torchvision
+
+    for name, reference in (("resnet18", "resnet18"), ("resnet50", "resnet50"), ("wrn50_2", "wide_resnet50_2")):
+        torch.manual_seed(0)
+        ours, theirs = create(name, 1000, stem="imagenet").eval(), getattr(torchvision.models, reference)().eval()
+        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+        state = theirs.state_dict()
+        assert [v.shape for v in ours.state_dict().values()] == [v.shape for v in state.values()]
+        theirs.load_state_dict(dict(zip(state, ours.state_dict().values(), strict=True)))
+        x = torch.randn(1, 3, 64, 64)
+        assert torch.allclose(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn16_2", "resnet18", "mobilenet", "pyramidnet110"])
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (32, 3)])
 def test_a_chain_run_in_two_halves_is_the_whole(name, size, channels):
     model = create(name, 7, channels).double().eval()
     x = torch.randn(3, channels, size, size, dtype=torch.float64)
     whole = model(x)
     assert whole.shape == (3, 7)
-    for cut in range(len(model) + 1):
+    for cut in range(0, len(model) + 1, 1 if len(model) < 20 else 11):
         assert torch.equal(model(model(x, stop=cut), start=cut), whole)
 
 
 def test_no_stage_of_ours_writes_into_its_input():
-    for name in ("resnet20", "wrn16_2"):
-        model = create(name)
+    for name, values in (("resnet20", {}), ("wrn16_2", {}), ("resnet18", {}), ("mobilenet", {}), ("mobilenet", {"version": "v2"})):
+        model = create(name, **values)
         for cut in range(1, len(model)):
             x = model(torch.randn(2, 3, 16, 16), stop=cut)
             before = x._version
@@ -97,7 +117,7 @@ def test_timm_models_are_chains_of_one_stage():
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("resnet02", {}, "Did you mean 'resnet20'"),
+        ("resnett20", {}, "Did you mean 'resnet20'"),
         ("resnet20", {"shortcut": "C"}, "one of A, B"),
         ("resnet20", {"shortcu": "A"}, "Did you mean 'shortcut'"),
         ("timm", {}, "model.arch must be given"),

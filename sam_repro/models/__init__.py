@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from ..chain import Chain, Layer, layers
 from ..schema import UserError, fields, options, suggest, typed
-from .resnet import resnet20
+from .mobilenet import mobilenet
+from .pyramidnet import pyramidnet110
+from .resnet import resnet18, resnet20, resnet50
 from .timm_model import timm_model
 from .wrn import wide_resnet
 
@@ -17,8 +20,13 @@ __all__ = ["Chain", "Layer", "create", "layers"]
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
-    "wrn16_2": lambda *sizes, **values: wide_resnet(16, 2, *sizes, **values),
-    "wrn28_10": lambda *sizes, **values: wide_resnet(28, 10, *sizes, **values),
+    "resnet18": resnet18,
+    "resnet50": partial(resnet50, 64),
+    "wrn50_2": partial(resnet50, 128),
+    "wrn16_2": partial(wide_resnet, 16, 2),
+    "wrn28_10": partial(wide_resnet, 28, 10),
+    "pyramidnet110": pyramidnet110,
+    "mobilenet": mobilenet,
     "timm": timm_model,
 }
 

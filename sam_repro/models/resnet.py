@@ -1,8 +1,9 @@
-"""Residual networks for small images (He et al. 2016, section 4.2)."""
+"""Residual networks (He et al. 2016): the one for small images of section 4.2, and those of ImageNet with either stem."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -21,9 +22,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(o)
         self.stride, self.wider = stride, o - i
-        self.projection: nn.Module | None = None
-        if shortcut == "B" and (stride > 1 or o > i):
-            self.projection = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+        self.projection = projection(i, o, stride) if shortcut == "B" else None
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -39,6 +38,39 @@ class BasicBlock(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.wider)) if self.wider else x
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolution beside a shortcut: ``i`` to ``o`` channels, ``inner`` between."""
+
+    def __init__(self, i: int, o: int, stride: int, inner: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(i, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, o, 1, bias=False), nn.BatchNorm2d(o)
+        self.projection = projection(i, o, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return F.relu(self.bn3(self.conv3(y)) + (x if self.projection is None else self.projection(x)), inplace=True)
+
+
+def projection(i: int, o: int, stride: int) -> nn.Module | None:
+    """The shortcut of a block that changes the shape: a 1x1 convolution; None for one that does not."""
+    if stride == 1 and i == o:
+        return None
+    return nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+
+
+def stem(in_channels: int, width: int, kind: str = "cifar") -> nn.Sequential:
+    """``cifar``: a 3x3 convolution. ``imagenet``: 7x7 with stride 2, and a maximum over 3x3 with stride 2."""
+    large = kind == "imagenet"
+    conv = nn.Conv2d(in_channels, width, 7, 2, 3, bias=False) if large else nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+    parts = OrderedDict[str, nn.Module](conv=conv, bn=nn.BatchNorm2d(width), relu=nn.ReLU(inplace=True))
+    if large:
+        parts["pool"] = nn.MaxPool2d(3, 2, 1)
+    return nn.Sequential(parts)
+
+
 class Head(nn.Sequential):
     """Mean over the pixels, then a linear map to the classes."""
 
@@ -48,10 +80,7 @@ class Head(nn.Sequential):
 
 def resnet20(num_classes: int, in_channels: int, shortcut: str) -> Chain:
     """ResNet-20: stem, nine blocks of width 16, 32 and 64, head; 20 layers with shortcut A."""
-    stages: OrderedDict[str, nn.Module] = OrderedDict()
-    stages["stem"] = nn.Sequential(
-        OrderedDict(conv=nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False), bn=nn.BatchNorm2d(16), relu=nn.ReLU(inplace=True))
-    )
+    stages = OrderedDict[str, nn.Module](stem=stem(in_channels, 16))
     widths = [16, 16, 16, 16, 32, 32, 32, 64, 64, 64]
     for index, (i, o) in enumerate(pairwise(widths), start=1):
         stages[f"block{index}"] = BasicBlock(i, o, 2 if o > i else 1, shortcut)
@@ -59,6 +88,36 @@ def resnet20(num_classes: int, in_channels: int, shortcut: str) -> Chain:
     model = Chain(stages)
     he_normal(model)
     return model
+
+
+def resnet18(num_classes: int, in_channels: int, **stem_kind: str) -> Chain:
+    """ResNet-18: stem, eight basic blocks of width 64 to 512, head; PyTorch's own initialisation, as in ESAM's code."""
+    stages = OrderedDict[str, nn.Module](stem=stem(in_channels, 64, stem_kind["stem"]))
+    for index, (i, o, stride) in enumerate(_shapes(64, (64, 128, 256, 512), (2, 2, 2, 2)), start=1):
+        stages[f"block{index}"] = BasicBlock(i, o, stride, "B")
+    stages["head"] = Head(512, num_classes)
+    return Chain(stages)
+
+
+def resnet50(inner: int, num_classes: int, in_channels: int, **stem_kind: str) -> Chain:
+    """ResNet-50 (``inner`` 64) or WRN-50-2 (128): stem, sixteen bottlenecks of width 256 to 2048, head."""
+    stages = OrderedDict[str, nn.Module](stem=stem(in_channels, 64, stem_kind["stem"]))
+    for index, (i, o, stride) in enumerate(_shapes(64, (256, 512, 1024, 2048), (3, 4, 6, 3)), start=1):
+        stages[f"block{index}"] = Bottleneck(i, o, stride, inner * o // 256)
+    stages["head"] = Head(2048, num_classes)
+    model = Chain(stages)
+    he_normal(model)
+    return model
+
+
+def _shapes(before: int, widths: Sequence[int], blocks: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Channels in, channels out and stride of every block; each width but the first begins with stride 2."""
+    shapes = []
+    for group, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for index in range(count):
+            shapes.append((before, width, 2 if group > 0 and index == 0 else 1))
+            before = width
+    return shapes
 
 
 def he_normal(model: nn.Module) -> None:
