@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from .config import check_overrides, explain, finish, identity
-from .schema import CONF, UserError
+from .config import GROUPS, check_overrides, explain, finish, identity
+from .schema import CONF, UserError, read
 from .train.store import Run
 
 
@@ -83,12 +83,12 @@ def spread(words: list[str]) -> list[str]:
     Hydra composes a configuration of its own for a sweep, from the defaults and the plain overrides. Those that belong to
     an option swept over (``model=wrn16_2,wrn28_10 model.dropout=0.3``) would not fit it.
     """
-    parser = OverridesParser.create()
+    parser, core = OverridesParser.create(), read("config")
     result = []
     for word in words:
         key, _, value = word.partition("=")
-        plain = value and not word.startswith(("-", "~", "hydra", "+hydra", "runs_dir"))
-        sweep = not plain or parser.parse_override(word).is_sweep_override()
+        everywhere = not value or key.startswith(("-", "hydra")) or key in GROUPS or key in core
+        sweep = everywhere or parser.parse_override(word).is_sweep_override()
         result.append(word if sweep else f"{key}=choice({value})")
     return result
 
