@@ -15,8 +15,9 @@ from torch import nn
 from ..schema import QUESTIONS, Fields, UserError, fields, merged, options, read, reference, resolve, suggest, typed
 from . import between, distill, samples, when, where
 from .distill import Distillation
-from .gradient import Gradient, Method, Report
+from .gradient import Gradient
 from .host import HostCopy
+from .method import Method, Report
 from .structure import Plan
 
 __all__ = ["Distillation", "Gradient", "HostCopy", "Method", "Plan", "Report", "UserError", "build", "create", "settings"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..chain import call
 from ..schema import UserError
-from .gradient import Method, Step, weighted
+from .method import Method, Step, weighted
 from .passes import Batch, Passes
 from .structure import Plan, Structure
 

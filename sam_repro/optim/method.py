@@ -1,0 +1,152 @@
+"""What every gradient method has in common: what it reports, and that ``.grad`` is added to, or left alone if it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
+
+from .passes import Batch, Criterion, Passes, detached, size
+from .structure import Structure
+
+Gradients = list[Tensor | None]
+
+
+@dataclass
+class Report:
+    """What a step did. Tensors stay on the device; reading one makes the host wait."""
+
+    loss: Tensor  # mean loss, 0-dim: the clean one (at w)
+    outputs: Any  # of the same pass, detached; a list for a list of micro-batches
+    ascended: bool
+    layers: list[str]  # the layers perturbed, in forward order
+    layer_norms: Tensor  # (layers,) norms of the last pass's gradient, before the mix
+    forward_units: float
+    backward_units: float
+
+
+@dataclass
+class Step:
+    """The running sums of one call of ``backward``."""
+
+    clean: Gradients = field(default_factory=list)  # of the selected parameters
+    loss: Tensor | None = None
+    outputs: dict[int, list[Any]] = field(default_factory=dict)
+
+    def saw(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
+        part = weighted(loss.detach(), batch.share)
+        self.loss = part if self.loss is None else self.loss + part
+        self.outputs.setdefault(batch.place, []).append(detached(outputs))
+
+
+class Method:
+    """``backward`` takes the place of ``loss.backward()``; the step is the base optimizer's."""
+
+    model: nn.Module
+    structure: Structure
+    passes: Passes
+    step: int
+
+    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Tensor | None = None, scaler: Any = None) -> Report:
+        """Add the method's gradient of the mean loss to ``.grad`` of the model's parameters.
+
+        Args:
+            inputs: what the model takes, a tensor, tuple or dict, samples along dim 0. A list of such is a batch
+                accumulated in micro-batches: one perturbation for all of them.
+            targets: what the criterion takes; a list where ``inputs`` is one.
+            criterion: ``criterion(outputs, targets)`` returns the loss of each sample, shape ``(batch,)``.
+            indices: the samples' places in the training set, for methods that keep something for each sample; a list
+                where ``inputs`` is one.
+            scaler: torch's GradScaler under fp16 autocast. ``.grad`` is then scaled: unscale, clip and step as usual.
+
+        Raises:
+            ValueError: the criterion does not return one loss per sample.
+        """
+        batches = _batches(inputs, targets)
+        parameters = self.structure.parameters
+        self.passes.begin(criterion, scaler)
+        kept = self.structure.gradients()  # what was accumulated before; the method needs its own gradient alone
+        for p in parameters:
+            p.grad = None
+        try:
+            report = self._compute(batches, indices)
+        except BaseException:
+            for p in parameters:
+                p.grad = None
+            raise
+        finally:
+            _add(parameters, kept)
+        self.step += 1
+        return report
+
+    def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on beside weights, base optimizer and random number generators."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where ``state_dict`` left off."""
+        raise NotImplementedError
+
+    def memory(self, classes: int) -> int:
+        """Bytes that the method holds beside weights and gradients, at most; ``classes`` outputs."""
+        raise NotImplementedError
+
+    def _scale(self) -> Tensor | None:
+        """The GradScaler's factor, on the device: reading it there makes nobody wait."""
+        if self.passes.scaler is None:
+            return None
+        scale: Tensor = self.passes.scaler.scale(torch.ones((), device=self.structure.parameters[0].device))
+        return scale
+
+    def _report(self, step: Step, norms: Tensor, selected: Sequence[int]) -> Report:
+        outputs = [parts[0] if len(parts) == 1 else _joined(parts) for parts in step.outputs.values()]
+        assert step.loss is not None
+        return Report(
+            loss=step.loss,
+            outputs=outputs[0] if len(outputs) == 1 else outputs,
+            ascended=bool(selected),
+            layers=[self.structure.layers[index].name for index in sorted({self.structure.layer_of[i] for i in selected})],
+            layer_norms=norms,
+            forward_units=self.passes.forward_units,
+            backward_units=self.passes.backward_units,
+        )
+
+    def _norms(self, gradients: Gradients) -> Tensor:
+        scale = self._scale()
+        norms = self.structure.layer_norms(gradients)
+        return norms if scale is None else norms / scale
+
+
+def _batches(inputs: Any, targets: Any) -> list[Batch]:
+    if not isinstance(inputs, list):
+        return [Batch(inputs, targets, 1.0, 0)]
+    if not isinstance(targets, list) or len(targets) != len(inputs) or not inputs:
+        raise ValueError("A list of micro-batches needs a list of as many targets, at least one.")
+    sizes = [size(part) for part in inputs]
+    return [Batch(x, y, n / sum(sizes), place) for place, (x, y, n) in enumerate(zip(inputs, targets, sizes, strict=True))]
+
+
+def weighted(value: Tensor, share: float) -> Tensor:
+    """``value * share``, and ``value`` itself for the usual share of one."""
+    return value if share == 1.0 else value * share
+
+
+def _joined(parts: list[Any]) -> Any:
+    """The outputs of micro-batches as those of their batch."""
+    leaves = zip(*(tree_leaves(part) for part in parts), strict=True)
+    joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in leaves]
+    return tree_unflatten(joined, tree_structure(parts[0]))
+
+
+def _add(parameters: Sequence[nn.Parameter], kept: Gradients) -> None:
+    """Add the gradients that were there before."""
+    for p, before in zip(parameters, kept, strict=True):
+        if before is not None:
+            p.grad = before if p.grad is None else before.add_(p.grad)
