@@ -24,7 +24,7 @@ def dry_run(config: Config, run: Run) -> None:
     layers = job.gradient.structure.layers
     size = sum(p.numel() for p in job.model.parameters())
     activations = _activations(job)
-    step, evaluation = _timed(job)
+    unit, evaluation = _timed(job)
     steps = len(job.batches) * config["epochs"]
     o = config["optimizer"]
     parts = ", ".join(f"{part}={o[part]['name']}" for part in METHOD_PARTS if part in o)
@@ -43,7 +43,7 @@ def dry_run(config: Config, run: Run) -> None:
         ("method", f"{o['name']} ({parts})"),
         ("training", f"{config['epochs']} epochs x {len(job.batches)} steps of {config['batch_size']} on {config['device']}"),
         ("memory", f"about {sum(held.values()) / 2**20:,.0f} MiB: " + ", ".join(f"{k} {v / 2**20:,.1f}" for k, v in held.items())),
-        ("time", f"about {clock(steps * step + config['epochs'] * evaluation)} ({step * 1000:,.0f} ms a step, timed over {STEPS})"),
+        ("time", f"{_estimate(o, steps * unit, config['epochs'] * evaluation)} (a plain step {unit * 1000:,.0f} ms, timed over {STEPS})"),
     ]
     for name, value in lines:
         console.print(f"{name:<9} {value}")
@@ -65,17 +65,26 @@ def _activations(job: Job) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
+def _estimate(method: Config, plain: float, evaluation: float) -> str:
+    """The time of a training whose steps, if all were plain, take ``plain`` seconds."""
+    when = method.get("when", {}).get("name")
+    low, high = {"never": (1, 1), "always": (2, 2)}.get(when, (1, 2)) if when else (1, 4 / 3)
+    if low == high:
+        return f"about {clock(low * plain + evaluation)}"
+    return f"between {clock(low * plain + evaluation)} and {clock(high * plain + evaluation)}, as often as it makes more than a plain step"
+
+
 def _timed(job: Job) -> tuple[float, float]:
-    """Seconds of a step (after one to warm up) and of an evaluation."""
+    """Seconds of a plain step, by the passes that some steps made (after one to warm up), and of an evaluation."""
     batches = iter(job.batches.epoch(0))
     times = []
     for _, samples in zip(range(STEPS + 1), batches, strict=False):
         start = _now(job)
         with autocast(job.device, job.config["precision"]):
-            job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
+            report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
         job.base.step()
         job.base.zero_grad()
-        times.append(_now(job) - start)
+        times.append((_now(job) - start) * 3 / (report.forward_units + 2 * report.backward_units))
     start = _now(job)
     evaluate(job.model, job.scored_samples(), job.dataset.metric, job.config["precision"])
     return sorted(times[1:] or times)[len(times[1:]) // 2], _now(job) - start

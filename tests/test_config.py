@@ -131,6 +131,7 @@ def test_an_experiment_brings_each_method_its_own_numbers():
     general = compose(["experiment=kdd24/cifar10", "optimizer=generalized_sam"])
     assert (general["r"], general["alpha"], general["optimizer"]["mix"]) == (0.1, 0.8, 0.8)
     assert "k" not in general
+    assert compose(["experiment=kdd24/cifar10", "optimizer=looksam"])["optimizer"]["when"]["n"] == 3
     assert compose(["experiment=kdd24/cifar10", "k=7"])["optimizer"]["where"]["k"] == 7
     assert compose(["experiment=kdd24/cifar10", "model=wrn16_2"])["model"]["name"] == "wrn16_2"
 

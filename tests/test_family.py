@@ -282,6 +282,81 @@ def test_saf_holds_to_what_the_sample_had_so_many_epochs_ago():
     assert gradient.teacher.bank.dtype == torch.float16
 
 
+def test_saf_has_no_term_for_samples_it_did_not_see_then():
+    """Half of the samples of an epoch fall to another replica: their entries are missing or older."""
+    model = small_chain()
+    gradient = create("saf", model, total_steps=9, steps_per_epoch=1, dataset_size=24, lam=0.5, tau=2.0, start=0, delay=1)
+    x, y = batch()
+    gradient.backward(x, y, criterion, indices=torch.arange(12))
+    model.zero_grad()
+    half = torch.cat([torch.arange(6), torch.arange(18, 24)])  # six seen in the epoch before, six not
+    twin = copy.deepcopy(model)
+    outputs, old = twin(x), gradient.teacher.bank[0][half].double()
+    p = (old / 2).softmax(1)
+    divergence = (p * (p.log() - F.log_softmax(outputs / 2, 1))).sum(1)[:6].sum() / 12
+    loss = criterion(outputs, y).mean() + 0.5 * 4 * divergence
+    gradient.backward(x, y, criterion, indices=half)
+    assert distance(gradients(model), torch.autograd.grad(loss, list(twin.parameters()))) < 1e-12
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("saf", {"start": 0, "delay": 1}), ("mesa", {"start": 0, "decay": 0.5})])
+def test_a_failed_step_of_a_teacher_can_be_repeated(name, knobs):
+    model, straight = small_chain(), small_chain()
+    plan = {"total_steps": 9, "steps_per_epoch": 1, "dataset_size": 12}
+    gradient, optimizer = create(name, model, **plan, **knobs), base(model)
+    other, others = create(name, straight, **plan, **knobs), base(straight)
+    for step in range(4):
+        x, y = batch(seed=step)
+        statistics = {key: value.clone() for key, value in model.named_buffers()}
+        with pytest.raises(RuntimeError, match="power cut"):
+            gradient.backward(x, y, failing_backward, indices=torch.arange(12))
+        model.load_state_dict(statistics, strict=False)
+        gradient.backward(x, y, criterion, indices=torch.arange(12))
+        other.backward(x, y, criterion, indices=torch.arange(12))
+        for each in (optimizer, others):
+            each.step()
+            each.zero_grad()
+    assert distance(model.state_dict().values(), straight.state_dict().values()) == 0
+
+
+def failing_backward(outputs, targets):
+    losses = criterion(outputs, targets)
+
+    def cut(_):
+        raise RuntimeError("power cut")
+
+    losses.register_hook(cut)
+    return losses
+
+
+def test_what_saf_keeps_of_a_blow_up_is_finite():
+    model = small_chain()
+    gradient = create("saf", model, total_steps=9, steps_per_epoch=1, dataset_size=12, start=0, delay=1)
+    with torch.no_grad():
+        model[3][2].weight.mul_(1e9)
+    for step in range(2):
+        model.zero_grad()
+        gradient.backward(*batch(seed=step), criterion, indices=torch.arange(12))
+    assert all(torch.isfinite(g).all() for g in gradients(model))
+
+
+def test_vsam_keeps_its_rate_when_the_loss_is_scaled():
+    rates = []
+    for scaled in (False, True):
+        model = small_chain()
+        gradient, optimizer = create("vsam", model, N=10, s1=4.0, start=5, rho=0.1), base(model)
+        for step in range(40):
+            scaler = torch.amp.GradScaler("cpu", init_scale=4.0 ** (step % 6)) if scaled else None
+            gradient.backward(*batch(seed=step), criterion, scaler=scaler)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            optimizer.step()
+            optimizer.zero_grad()
+        rates.append(gradient.when.s)
+    assert rates[0] == pytest.approx(rates[1], rel=1e-9)
+    assert rates[0] != 4.0
+
+
 def test_mesa_holds_to_the_moving_mean_of_its_weights():
     model = small_chain()
     gradient = create("mesa", model, **PLAN, lam=0.5, tau=2.0, start=0, decay=0.8)
@@ -338,8 +413,17 @@ def test_what_a_method_needs_and_did_not_get_is_said_at_once(name, knobs, says):
 
 
 def test_saf_asks_for_the_places_of_the_samples():
-    with pytest.raises(UserError, match="indices="):
-        create("saf", small_chain(), **PLAN).backward(*batch(), criterion)
+    x, y = batch()
+    gradient = create("saf", small_chain(), **PLAN)
+    for inputs, targets, places in (
+        (x, y, None),
+        (x, y, torch.arange(5)),
+        ([x[:6], x[6:]], [y[:6], y[6:]], torch.arange(12)),
+        (x, y, [torch.arange(6), torch.arange(6)]),
+    ):
+        with pytest.raises(UserError, match="indices="):
+            gradient.backward(inputs, targets, criterion, indices=places)
+    gradient.backward([x[:6], x[6:]], [y[:6], y[6:]], criterion, indices=[torch.arange(6), torch.arange(6, 12)])
 
 
 def test_what_differs_from_pytorch_optimizers_looksam():

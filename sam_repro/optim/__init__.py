@@ -37,7 +37,8 @@ def create(
 
     Args:
         name: an option of ``conf/optimizer``, from ``sgd`` to ``vsam``.
-        model: any module; one that is a ``Chain`` saves what both passes have in common.
+        model: any module; one that is a ``Chain`` saves what both passes have in common. The method knows the parameters
+            that require a gradient now: after unfreezing others, create it anew.
         total_steps: of the whole training.
         steps_per_epoch: optimizer steps.
         dataset_size: samples of the training set; these three for methods that need to know them.

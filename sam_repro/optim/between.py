@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .structure import norm_of
+from .structure import Structure, norm_of
 from .where import ratio
 
 
@@ -18,6 +18,9 @@ class Between:
 
     name: ClassVar[str]
     needs_clean: ClassVar[bool]  # whether ``remember`` wants the gradient at w
+
+    def setup(self, structure: Structure) -> None:
+        """Learn the model."""
 
     def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
         """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
@@ -46,6 +49,9 @@ class Direction(Between):
 
     needs_clean = True
 
+    def setup(self, structure: Structure) -> None:
+        self.structure = structure
+
     def __post_init__(self) -> None:
         self.kept: list[int] = []
         self.vector: list[Tensor] = []
@@ -69,7 +75,8 @@ class Direction(Between):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kept, self.age = list(state["kept"]), state["age"]
-        self.vector = [v.clone() for v in state["vector"]]
+        where = [self.structure.parameters[index].device for index in self.kept]
+        self.vector = [v.to(device, copy=True) for v, device in zip(state["vector"], where, strict=True)]
 
 
 @dataclass

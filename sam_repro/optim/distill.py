@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..chain import call
 from ..schema import UserError
 from .method import Method, Step, weighted
-from .passes import Batch, Passes
+from .passes import Batch, Passes, size
 from .structure import Plan, Structure
 
 
@@ -35,12 +35,15 @@ class Teacher:
         """Learn the model and the training; UserError if the option needs more."""
         raise NotImplementedError
 
-    def logits(self, batch: Batch, indices: Tensor | None, outputs: Tensor, epoch: int) -> Tensor | None:
-        """The teacher's logits ``(batch, classes)`` for a batch with these ``outputs``; None where it has none."""
+    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+        """The teacher's logits ``(batch, classes)``, and for which samples ``(batch,)`` they are any; None: for all, or for none."""
         raise NotImplementedError
 
     def follow(self, model: nn.Module) -> None:
         """The base optimizer has made a step."""
+
+    def listen(self, indices: Tensor | None, outputs: Tensor, epoch: int) -> None:
+        """Hear what the model said of a batch; after the last pass of the step, so that a step that fails leaves no trace."""
 
     def memory(self, model: nn.Module, classes: int) -> int:
         """Bytes."""
@@ -75,27 +78,35 @@ class Bank(Teacher):
     def setup(self, model: nn.Module, plan: Plan) -> None:
         if plan.dataset_size is None:
             raise UserError("saf keeps the logits of every sample: give dataset_size=.")
-        self.size = plan.dataset_size
+        self.size, self.device = plan.dataset_size, next(model.parameters()).device
         self.bank: Tensor | None = None
+        self.written: Tensor | None = None  # the epoch of every entry
 
-    def logits(self, batch: Batch, indices: Tensor | None, outputs: Tensor, epoch: int) -> Tensor | None:
-        if indices is None:
-            raise UserError("saf needs the samples' places in the training set: call backward(..., indices=...).")
-        if self.bank is None:
+    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+        if not isinstance(indices, Tensor) or indices.shape != (size(batch.inputs),):
+            raise UserError("saf needs the samples' places in the training set: call backward(..., indices=), one for each sample.")
+        if self.bank is None or self.written is None or epoch <= self.start or epoch < self.delay:
+            return None
+        # A sample that was not seen then (by this replica) has no entry of that epoch.
+        there = self.written[epoch % self.delay][indices] == epoch - self.delay
+        return self.bank[epoch % self.delay][indices], there
+
+    def listen(self, indices: Tensor | None, outputs: Tensor, epoch: int) -> None:
+        if self.bank is None or self.written is None:
             self.bank = torch.zeros(self.delay, self.size, outputs.shape[1], dtype=torch.float16, device=outputs.device)
-        slot = self.bank[epoch % self.delay]
-        before = slot[indices].to(outputs.dtype)  # written delay epochs ago
-        slot[indices] = outputs.detach().half()
-        return before if epoch >= self.delay else None
+            self.written = torch.full((self.delay, self.size), -1, dtype=torch.int32, device=outputs.device)
+        largest = torch.finfo(torch.float16).max
+        self.bank[epoch % self.delay][indices] = outputs.detach().clamp(-largest, largest).half()
+        self.written[epoch % self.delay][indices] = epoch
 
     def memory(self, model: nn.Module, classes: int) -> int:
-        return 2 * self.size * self.delay * classes
+        return (2 * classes + 4) * self.size * self.delay
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self.bank}
+        return {"bank": self.bank, "written": self.written}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank = None if state["bank"] is None else state["bank"].clone()
+        self.bank, self.written = (None if t is None else t.to(self.device, copy=True) for t in (state["bank"], state["written"]))
 
 
 @dataclass
@@ -111,12 +122,11 @@ class Mean(Teacher):
     def setup(self, model: nn.Module, plan: Plan) -> None:
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def logits(self, batch: Batch, indices: Tensor | None, outputs: Tensor, epoch: int) -> Tensor | None:
+    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
         if epoch <= self.start:
             return None
         with torch.no_grad():
-            said: Tensor = call(self.teacher, batch.inputs)
-        return said
+            return call(self.teacher, batch.inputs), None
 
     def follow(self, model: nn.Module) -> None:
         # Not torch's AveragedModel, which reads a counter from the device at every step.
@@ -152,7 +162,7 @@ class Distillation(Method):
             raise UserError("saf and mesa begin after an epoch: give steps_per_epoch=.")
         self.model, self.teacher = model, teacher
         self.steps_per_epoch = plan.steps_per_epoch
-        self.step = 0
+        self.step = self.followed = 0
         self.passes = Passes(model, same_dropout=False)
         self.structure = Structure(self.passes.model)
         teacher.setup(self.passes.model, plan)
@@ -160,27 +170,32 @@ class Distillation(Method):
     def _compute(self, batches: Sequence[Batch], indices: Any) -> Any:
         step = Step()
         epoch = self.step // self.steps_per_epoch
-        if self.step:
+        places = indices if isinstance(indices, list) else [indices]
+        if len(places) != len(batches):
+            raise UserError(f"{len(batches)} micro-batches need as many indices=, a list, not {len(places)}.")
+        if self.step > self.followed:  # the base optimizer has moved the weights since
             self.teacher.follow(self.passes.model)
-        for batch in batches:
-            places = indices[batch.place] if isinstance(indices, list) else indices
+            self.followed = self.step
+        for batch, place in zip(batches, places, strict=True):
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
                 clean = losses.mean()
-                said = self.teacher.logits(batch, places, outputs, epoch)
-                active = said is not None and epoch > self.teacher.start
-                loss = clean + self._trajectory(outputs, said) if said is not None and active else clean
+                said = self.teacher.logits(batch, place, epoch)
+                loss = clean if said is None else clean + self._trajectory(outputs, *said)
                 self.passes.backward(weighted(loss, batch.share), batch)
-            self.passes.forward_units += batch.share * self.teacher.extra_forward(active)
+            self.passes.forward_units += batch.share * self.teacher.extra_forward(said is not None)
             step.saw(clean, outputs, batch)
+        for batch, place in zip(batches, places, strict=True):
+            self.teacher.listen(place, step.outputs[batch.place][0], epoch)
         norms = self._norms(self.structure.gradients())
         return self._report(step, norms, [])
 
-    def _trajectory(self, outputs: Tensor, said: Tensor) -> Tensor:
+    def _trajectory(self, outputs: Tensor, said: Tensor, there: Tensor | None) -> Tensor:
         """The second term: lam tau^2 KL(softmax(said / tau) || softmax(outputs / tau)), the mean over the batch."""
         tau = self.teacher.tau
-        old, new = F.log_softmax(said / tau, 1), F.log_softmax(outputs / tau, 1)
-        return self.teacher.lam * tau**2 * F.kl_div(new, old, reduction="batchmean", log_target=True)
+        old, new = F.log_softmax(said.to(outputs.dtype) / tau, 1), F.log_softmax(outputs / tau, 1)
+        divergence = F.kl_div(new, old, reduction="none", log_target=True).sum(1)
+        return self.teacher.lam * tau**2 * (divergence if there is None else divergence * there).mean()
 
     def memory(self, classes: int) -> int:
         return self.teacher.memory(self.passes.model, classes)
@@ -189,7 +204,7 @@ class Distillation(Method):
         return {"step": self.step, "teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
+        self.step, self.followed = state["step"], max(0, state["step"] - 1)
         self.teacher.load_state_dict(state["teacher"])
 
 

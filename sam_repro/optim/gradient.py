@@ -67,6 +67,7 @@ class Gradient(Method):
         self.structure = Structure(self.passes.model)
         self.when.setup(self.structure, plan)
         self.where.setup(self.structure, plan)
+        self.between.setup(self.structure)
         if when.needs_gradient and samples.name == "micro":
             raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
 
@@ -224,12 +225,13 @@ class Gradient(Method):
         """
         if not self._needs_clean:
             return
-        self.when.observe(selected, clean, sam)
         both = [(i, c, s) for i, c, s in zip(selected, clean, sam, strict=True) if c is not None and s is not None]
         if not both:
             return
         kept, cleans, sams = [i for i, _, _ in both], [c for _, c, _ in both], [s for _, _, s in both]
-        self.between.remember(kept, cleans, sams, self._scale())
+        scale = self._scale()
+        self.when.observe(kept, cleans, sams, scale)
+        self.between.remember(kept, cleans, sams, scale)
         if self.mix != 1.0:
             torch._foreach_lerp_(sams, cleans, 1.0 - self.mix)
 

@@ -36,8 +36,8 @@ class When:
         """The same, with the gradient at w of the parameters that would be perturbed."""
         raise NotImplementedError
 
-    def observe(self, selected: Sequence[int], clean: Sequence[Tensor | None], sam: Sequence[Tensor | None]) -> None:
-        """See, after an ascent, the gradients at w and at w + eps of the perturbed parameters (up to one common factor)."""
+    def observe(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+        """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
 
     def state_dict(self) -> dict[str, Any]:
         """What the option has learned so far."""
@@ -157,7 +157,7 @@ class Variation(When):
         self.s = min(float(self.s1), self.cap * self.N)  # samples wanted in the next N iterations
         self.taken = 0  # samples in the current N iterations
         self.norms: deque[tuple[float, float]] = deque(maxlen=2 * self.N)  # |PSF|, |SGD| of the last sampled iterations
-        self._on_their_way: list[HostCopy] = []
+        self._on_their_way: deque[HostCopy] = deque(maxlen=2 * self.N)
         self._coin = random.Random(plan.seed)
 
     def ascends(self, step: int) -> bool:
@@ -172,14 +172,13 @@ class Variation(When):
         self.taken += sampling
         return sampling
 
-    def observe(self, selected: Sequence[int], clean: Sequence[Tensor | None], sam: Sequence[Tensor | None]) -> None:
-        pairs = [(i, g, s) for i, g, s in zip(selected, clean, sam, strict=True) if g is not None and s is not None]
+    def observe(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
         # "the last few layers of the model also capture the changes"; all where none of them was perturbed
-        chosen = [(g, s) for i, g, s in pairs if i in self.measured] or [(g, s) for _, g, s in pairs]
-        if chosen:
-            sgd = [g for g, _ in chosen]
-            psf = torch._foreach_sub([s for _, s in chosen], sgd)
-            self._on_their_way.append(HostCopy(torch.stack([norm_of(psf), norm_of(sgd)])))
+        chosen = [place for place, index in enumerate(kept) if index in self.measured] or range(len(kept))
+        sgd = [clean[place] for place in chosen]
+        psf = torch._foreach_sub([sam[place] for place in chosen], sgd)
+        norms = torch.stack([norm_of(psf), norm_of(sgd)])
+        self._on_their_way.append(HostCopy(norms if scale is None else norms / scale))
 
     def _arrived(self) -> None:
         for copy in self._on_their_way:
