@@ -368,3 +368,20 @@ def test_a_run_on_a_part_of_the_real_cifar10(tmp_path):
     run = run_here(tmp_path, "dataset=cifar10", "train_fraction=0.01", "batch_size=125", "epochs=1")
     assert run.summary["steps"] == 4
     assert run.summary["train_samples"] == 500
+
+
+def test_a_terminal_shows_a_bar_with_the_numbers_of_the_moment(tmp_path):
+    """In a pseudo-terminal, where ``script`` is at hand."""
+    import shutil
+
+    if shutil.which("script") is None:
+        pytest.skip("the command 'script', which gives a pseudo-terminal, is not installed")
+    inner = f"{sys.executable} -m sam_repro {' '.join(SMALL)} epochs=6 train_fraction=1 runs_dir={tmp_path}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "140"}
+    shown = subprocess.run(
+        ["script", "-qec", inner, "/dev/null"], cwd=tmp_path, capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
+    )
+    assert shown.returncode == 0, shown.stdout[-2000:]
+    assert "━" in shown.stdout
+    assert "samples/s" in shown.stdout
+    assert "loss" in shown.stdout.partition("epoch   1/6")[0], "a step's loss before the first epoch's line"

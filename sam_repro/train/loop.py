@@ -121,7 +121,7 @@ class EpochRecord:
             self._on_its_way = None
         elif self._on_its_way is None and now - self._shown > 0.5:
             self._shown = now
-            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, self._score()]))
+            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, self._score().to(self.loss.dtype)]))
 
     def close(self) -> tuple[Row, list[Row]]:
         """The epoch's row of metrics (without the score) and its rows of layers.

@@ -12,7 +12,7 @@ from ..data.batches import Samples
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
     """Percent of ``predictions`` that equal ``targets``, both ``(n,)``."""
-    return (predictions == targets).float().mean() * 100
+    return (predictions == targets).double().mean() * 100
 
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy}
