@@ -47,7 +47,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if config["dry_run"]:
         dry_run(config, run)
         return
-    if run.state == "done" and not config["rerun"]:
+    if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
         show_summary(run.summary, str(run.path))
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ def dry_run(config: Config, run: Run) -> None:
     layers = job.gradient.structure.layers
     size = sum(p.numel() for p in job.model.parameters())
     activations = _activations(job)
-    unit, evaluation = _timed(job)
-    steps = len(job.batches) * config["epochs"]
+    timing = _timed(job)
     o = config["optimizer"]
     parts = ", ".join(f"{part}={o[part]['name']}" for part in METHOD_PARTS if part in o)
     held = {
@@ -43,7 +43,7 @@ def dry_run(config: Config, run: Run) -> None:
         ("method", f"{o['name']} ({parts})"),
         ("training", f"{config['epochs']} epochs x {len(job.batches)} steps of {config['batch_size']} on {config['device']}"),
         ("memory", f"about {sum(held.values()) / 2**20:,.0f} MiB: " + ", ".join(f"{k} {v / 2**20:,.1f}" for k, v in held.items())),
-        ("time", f"{_estimate(o, steps * unit, config['epochs'] * evaluation)} (a plain step {unit * 1000:,.0f} ms, timed over {STEPS})"),
+        ("time", f"{_estimate(job, timing)} (a plain step {timing.plain * 1000:,.0f} ms, timed over {timing.steps})"),
     ]
     for name, value in lines:
         console.print(f"{name:<9} {value}")
@@ -65,29 +65,43 @@ def _activations(job: Job) -> int:
     return sum(size for pointer, size in kept.items() if pointer not in weights)
 
 
-def _estimate(method: Config, plain: float, evaluation: float) -> str:
-    """The time of a training whose steps, if all were plain, take ``plain`` seconds."""
-    when = method.get("when", {}).get("name")
-    low, high = {"never": (1, 1), "always": (2, 2)}.get(when, (1, 2)) if when else (1, 4 / 3)
-    if low == high:
-        return f"about {clock(low * plain + evaluation)}"
-    return f"between {clock(low * plain + evaluation)} and {clock(high * plain + evaluation)}, as often as it makes more than a plain step"
+class Timing(NamedTuple):
+    """What some steps took."""
+
+    plain: float  # seconds of a plain step (1 forward, 1 backward), by the passes that the steps made
+    cost: float  # of the steps, in plain ones
+    steps: int
+    evaluation: float  # seconds
 
 
-def _timed(job: Job) -> tuple[float, float]:
-    """Seconds of a plain step, by the passes that some steps made (after one to warm up), and of an evaluation."""
+def _estimate(job: Job, timing: Timing) -> str:
+    """The time of the training: a range where the method's steps differ in cost."""
+    when = job.config["optimizer"].get("when", {}).get("name")
+    steady = when in ("never", "always")
+    low, high = (timing.cost, timing.cost) if steady else (1.0, 2.0 if when else 4 / 3)
+    steps, evaluations = len(job.batches) * job.config["epochs"], job.config["epochs"] * timing.evaluation
+    ends = [clock(cost * timing.plain * steps + evaluations) for cost in (low, high)]
+    if steady:
+        return f"about {ends[0]}"
+    return f"between {ends[0]} and {ends[1]}, as often as it makes more than a plain step"
+
+
+def _timed(job: Job) -> Timing:
+    """Time some steps (after one to warm up, where there are more) and an evaluation."""
     batches = iter(job.batches.epoch(0))
-    times = []
+    times, costs = [], []
     for _, samples in zip(range(STEPS + 1), batches, strict=False):
         start = _now(job)
         with autocast(job.device, job.config["precision"]):
             report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
         job.base.step()
         job.base.zero_grad()
-        times.append((_now(job) - start) * 3 / (report.forward_units + 2 * report.backward_units))
+        costs.append((report.forward_units + 2 * report.backward_units) / 3)
+        times.append((_now(job) - start) / costs[-1])
     start = _now(job)
     evaluate(job.model, job.scored_samples(), job.dataset.metric, job.config["precision"])
-    return sorted(times[1:] or times)[len(times[1:]) // 2], _now(job) - start
+    times, costs = times[1:] or times, costs[1:] or costs
+    return Timing(statistics.median(times), statistics.fmean(costs), len(times), _now(job) - start)
 
 
 def _now(job: Job) -> float:

@@ -329,14 +329,18 @@ def failing_backward(outputs, targets):
     return losses
 
 
-def test_what_saf_keeps_of_a_blow_up_is_finite():
-    model = small_chain()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_what_saf_keeps_of_a_blow_up_is_finite(dtype):
+    """The largest number of float16 is no number of bfloat16, which would round it up."""
+    model = small_chain().to(dtype)
     gradient = create("saf", model, total_steps=9, steps_per_epoch=1, dataset_size=12, start=0, delay=1)
     with torch.no_grad():
         model[3][2].weight.mul_(1e9)
     for step in range(2):
         model.zero_grad()
-        gradient.backward(*batch(seed=step), criterion, indices=torch.arange(12))
+        x, y = batch(seed=step)
+        gradient.backward(x.to(dtype), y, lambda o, t: criterion(o.float(), t), indices=torch.arange(12))
+    assert torch.isfinite(gradient.teacher.bank).all()
     assert all(torch.isfinite(g).all() for g in gradients(model))
 
 

@@ -302,8 +302,10 @@ def test_a_damaged_directory_is_named_and_hurts_no_other_run(tmp_path, capsys):
     with pytest.raises(UserError, match="do not hold the 1 epochs"):
         run_here(tmp_path, "epochs=1")
     (run.path / "status.json").write_text("{half")
-    with pytest.raises(UserError, match="missing or damaged"):
+    with pytest.raises(UserError, match=r"missing or damaged.*rerun=true"):
         run_here(tmp_path, "epochs=1")
+    assert run_here(tmp_path, "epochs=1", "rerun=true").state == "done"
+    (run.path / "status.json").write_text("{half")
     capsys.readouterr()
     runs.run(["list"], str(tmp_path), {})
     out = capsys.readouterr().out

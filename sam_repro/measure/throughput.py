@@ -67,7 +67,7 @@ def contest(model: str, batch_size: int, device: torch.device, size: int = 32) -
 
     enter("sgd", "sgd")
     enter("sam", "sam")
-    layers = models.layers(found[0].gradient.model)
+    layers = found[0].gradient.structure.layers
     stages = sorted({layer.stage for layer in layers}, reverse=True)
     for count in (1, 4, len(stages)):
         if count <= len(stages):

@@ -58,10 +58,10 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
         raise UserError(f"There is no method {name!r}.{suggest(name, options('optimizer'))}")
     content = read(f"optimizer/{name}")
     core = read("config")
-    common = core["optimizer"] if any(part in str(content["defaults"]) for part in QUESTIONS) else {}
-    known = Fields(common, core["choices"], core["limits"])
     own = content.keys() - {"defaults", "methods", "optimizer"}
     chosen = {path.rpartition("/")[2]: option for entry in content["defaults"] if entry != "_self_" for path, option in entry.items()}
+    common = core["optimizer"] if "when" in chosen else {}  # they speak of two passes
+    known = Fields(common, core["choices"], core["limits"])
     chosen |= {part: knobs.pop(part) for part in list(chosen) if part in knobs}
     dotted = {key: knobs.pop(key) for key in list(knobs) if "." in key}
     for key in knobs.keys() - own - common.keys():

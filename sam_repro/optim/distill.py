@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..chain import call
 from ..schema import UserError
-from .method import Method, Step, weighted
+from .method import Method, Report, Step, weighted
 from .passes import Batch, Passes, size
 from .structure import Plan, Structure
 
@@ -27,6 +27,7 @@ class Teacher:
     """Gives the logits to hold to."""
 
     name: ClassVar[str]
+    forward_units: ClassVar[float]  # of asking it
     lam: float
     tau: float
     start: int
@@ -49,10 +50,6 @@ class Teacher:
         """Bytes."""
         raise NotImplementedError
 
-    def extra_forward(self, active: bool) -> float:
-        """Forward passes of the teacher."""
-        return 0.0
-
     def state_dict(self) -> dict[str, Any]:
         """What the teacher knows."""
         raise NotImplementedError
@@ -70,6 +67,7 @@ class Bank(Teacher):
     """
 
     name = "bank"
+    forward_units = 0.0
     lam: float
     tau: float
     start: int
@@ -96,7 +94,7 @@ class Bank(Teacher):
             self.bank = torch.zeros(self.delay, self.size, outputs.shape[1], dtype=torch.float16, device=outputs.device)
             self.written = torch.full((self.delay, self.size), -1, dtype=torch.int32, device=outputs.device)
         largest = torch.finfo(torch.float16).max
-        self.bank[epoch % self.delay][indices] = outputs.detach().clamp(-largest, largest).half()
+        self.bank[epoch % self.delay][indices] = outputs.detach().float().clamp(-largest, largest).half()
         self.written[epoch % self.delay][indices] = epoch
 
     def memory(self, model: nn.Module, classes: int) -> int:
@@ -114,6 +112,7 @@ class Mean(Teacher):
     """MESA: the exponential moving mean of weights and buffers, in evaluation mode."""
 
     name = "mean"
+    forward_units = 1.0
     lam: float
     tau: float
     start: int
@@ -140,9 +139,6 @@ class Mean(Teacher):
     def memory(self, model: nn.Module, classes: int) -> int:
         return sum(t.numel() * t.element_size() for t in _state(model))
 
-    def extra_forward(self, active: bool) -> float:
-        return 1.0 if active else 0.0
-
     def state_dict(self) -> dict[str, Any]:
         return {"teacher": self.teacher.state_dict()}
 
@@ -160,14 +156,14 @@ class Distillation(Method):
     def __init__(self, model: nn.Module, teacher: Teacher, *, plan: Plan) -> None:
         if plan.steps_per_epoch is None:
             raise UserError("saf and mesa begin after an epoch: give steps_per_epoch=.")
-        self.model, self.teacher = model, teacher
+        self.teacher = teacher
         self.steps_per_epoch = plan.steps_per_epoch
         self.step = self.followed = 0
         self.passes = Passes(model, same_dropout=False)
         self.structure = Structure(self.passes.model)
         teacher.setup(self.passes.model, plan)
 
-    def _compute(self, batches: Sequence[Batch], indices: Any) -> Any:
+    def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
         step = Step()
         epoch = self.step // self.steps_per_epoch
         places = indices if isinstance(indices, list) else [indices]
@@ -181,9 +177,11 @@ class Distillation(Method):
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
                 clean = losses.mean()
                 said = self.teacher.logits(batch, place, epoch)
-                loss = clean if said is None else clean + self._trajectory(outputs, *said)
+                loss = clean
+                if said is not None:
+                    loss = clean + self._trajectory(outputs, *said)
+                    self.passes.forward_units += batch.share * self.teacher.forward_units
                 self.passes.backward(weighted(loss, batch.share), batch)
-            self.passes.forward_units += batch.share * self.teacher.extra_forward(said is not None)
             step.saw(clean, outputs, batch)
         for batch, place in zip(batches, places, strict=True):
             self.teacher.listen(place, step.outputs[batch.place][0], epoch)

@@ -59,7 +59,6 @@ class Gradient(Method):
         scope: str,
         plan: Plan,
     ) -> None:
-        self.model = model
         self.when, self.where, self.between, self.samples = when, where, between, samples
         self.mix, self.bn, self.scope = mix, bn, scope
         self.step = 0

@@ -46,7 +46,6 @@ class Step:
 class Method:
     """``backward`` takes the place of ``loss.backward()``; the step is the base optimizer's."""
 
-    model: nn.Module
     structure: Structure
     passes: Passes
     step: int

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections import Counter
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from ..optim import HostCopy
+from ..optim import HostCopy, Report
 from ..schema import UserError
 from ..tracking.console import Display
 from .job import Config, Job
@@ -90,9 +90,10 @@ class EpochRecord:
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.lr = 0.0
-        self._shown, self._on_its_way = 0.0, None  # type: tuple[float, HostCopy | None]
+        self._shown = 0.0
+        self._on_its_way: HostCopy | None = None
 
-    def step(self, report: Any, targets: Tensor, lr: float) -> None:
+    def step(self, report: Report, targets: Tensor, lr: float) -> None:
         """Add what a step reports."""
         self.steps += 1
         self.ascents += report.ascended
@@ -130,7 +131,7 @@ class EpochRecord:
         """
         loss = self.loss.item() / self.samples  # waits for the device: the epoch's work is done
         seconds = time.perf_counter() - self.started
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise UserError(
                 f"The loss became {loss} in epoch {self.number}: the training diverged. Lower lr or the perturbation "
                 "(rho, r), warm up (schedule.warmup=1), or clip the gradient (clip=1)."

@@ -98,13 +98,13 @@ class Run:
         """
         with self._locked():
             write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-            (self.path / "traceback.txt").unlink(missing_ok=True)
-            before = self.status
-            made = {"commit", "host", "versions"}
+            for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):
+                (self.path / name).unlink(missing_ok=True)
+            before, made = self.status, provenance()
             history = before.get("history", [])
-            if before and {key: before.get(key) for key in made} != {key: provenance()[key] for key in made}:
-                history = [*history, {key: before.get(key) for key in made}]  # the epochs before were made elsewhere
-            self._say("running", started=before.get("started") or now(), command=command, **provenance(), history=history)
+            if earlier := {key: before[key] for key in ("commit", "host", "versions") if before and before[key] != made[key]}:
+                history = [*history, earlier]  # the epochs before were made elsewhere
+            self._say("running", started=before.get("started") or now(), command=command, **made, history=history)
             try:
                 yield
             except KeyboardInterrupt:
