@@ -1,9 +1,11 @@
 """The gradient methods. They need PyTorch and PyYAML alone: no Hydra, no trainer.
 
-gradient = create("layerwise", model, k=4)
-for inputs, targets in batches:
-    report = gradient.backward(inputs, targets, nn.CrossEntropyLoss(reduction="none"))
-    base.step(); schedule.step(); base.zero_grad()
+In a loop of one's own::
+
+    gradient = create("layerwise", model, k=4)
+    for inputs, targets in batches:
+        report = gradient.backward(inputs, targets, nn.CrossEntropyLoss(reduction="none"))
+        base.step(); schedule.step(); base.zero_grad()
 """
 
 from __future__ import annotations
