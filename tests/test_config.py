@@ -138,7 +138,7 @@ def test_an_experiment_brings_each_method_its_own_numbers():
 
 def test_scale_is_a_factor_that_the_command_line_beats():
     small = compose(["experiment=kdd24/cifar10", "scale=small"])
-    assert (small["epochs"], small["train_fraction"], small["scale"]) == (30, 0.2, "small")
+    assert (small["epochs"], small["train_fraction"], small["scale"]) == (30, 0.1, "small")
     assert compose(["experiment=kdd24/cifar10", "scale=small", "epochs=7"])["epochs"] == 7
     assert compose(["scale=smoke"])["epochs"] == 1
 
