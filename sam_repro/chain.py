@@ -26,6 +26,10 @@ WEIGHT_BEARING = (
 )
 
 
+class Unperturbed(nn.Parameter):
+    """A parameter that is trained but that an ascent leaves where it is, such as the step size of a quantiser."""
+
+
 class Chain(nn.Sequential):
     """Named stages run one after the other: ``Chain(OrderedDict(stem=..., block1=..., head=...))``.
 

@@ -12,14 +12,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import CONF, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, options, read, reference, suggest, typed
+from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, kind, options, read, reference, suggest, typed
 
 NUMERICS = 1  # raised when a fix changes the numbers a configuration gives: old runs are then other runs
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
 DEVICE = r"auto|cpu|cuda(:\d+)?"
 # Where a run lies and how it is watched: no part of what it is.
-OUTSIDE = ("data_dir", "runs_dir", "results_dir", "rerun", "dry_run")
+OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run")
 
 Config = dict[str, Any]
 
@@ -59,33 +59,55 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     given = set(keys_of(overrides))
 
     config: Config = {}
+    scale = resolved["scale"]
+    factors = {"epochs": scale["epochs"], "steps": scale["epochs"] * scale["data"]}
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
         if not isinstance(_at(resolved, part), dict):
             raise UserError(f"{part}={_at(resolved, part)} is no choice: choose an option, {part.replace('.', '/')}=...")
-        _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, config))
+        _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, factors, config))
     _common(config, resolved, raw, given)
 
-    scale = resolved["scale"]
-    config["scale"] = scale["name"]
-    if "epochs" not in given:
-        config["epochs"] = max(1, round(config["epochs"] * scale["epochs"]))
-    if "train_fraction" not in given:
-        config["train_fraction"] *= scale["data"]
+    _kinds_fit(config)
+    _scale(config, scale, given)
     m = config["optimizer"].get("samples", {}).get("m")
     if m is not None and config["batch_size"] % m:
         raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
     return config
 
 
-def _part(part: str, node: Config, written: Config, given: set[str], config: Config) -> Config:
-    """The checked fields of a part. Knobs that they refer to are put into ``config``."""
+def _kinds_fit(config: Config) -> None:
+    """Refuse a model that cannot read the data set."""
+    held, dataset = kind("dataset", config["dataset"]["name"]), config["dataset"]["name"]
+    if kind("model", config["model"]["name"]) != held:
+        fitting = ", ".join(name for name in options("model") if kind("model", name) == held)
+        raise UserError(f"model={config['model']['name']} cannot read dataset={dataset}, which holds {held}: choose a model of {fitting}.")
+
+
+def _scale(config: Config, scale: Config, given: set[str]) -> None:
+    """Multiply the factors of the scale in, and lower what it limits, except where the user set it."""
+    config["scale"] = scale["name"]
+    if "epochs" not in given:
+        config["epochs"] = max(1, round(config["epochs"] * scale["epochs"]))
+    if "train_fraction" not in given:
+        config["train_fraction"] *= scale["data"]
+    if scale["samples"] and "max_samples" not in given:
+        config["max_samples"] = scale["samples"]
+    if scale["batch"] and "batch_size" not in given:
+        config["batch_size"] = min(config["batch_size"], scale["batch"])
+
+
+def _part(part: str, node: Config, written: Config, given: set[str], factors: dict[str, float], config: Config) -> Config:
+    """The checked fields of a part, scaled where they count epochs or steps. Knobs that they refer to are put into ``config``."""
     known = fields(part.replace(".", "/"), node["name"]).defaults
-    for key in node.keys() - known.keys() - {"choices", "limits"}:
+    for key in node.keys() - known.keys() - set(METADATA):
         if f"{part}.{key}" in given:
             raise UserError(f"{part}={node['name']} has no field {key!r}.{suggest(key, known)}")
     # A knob is named as the user knows it: "k", not "optimizer.where.k".
     knobs = {key: knob for key in known if (knob := reference(written.get(key)))}
+    for key, unit in read(f"{part.replace('.', '/')}/{node['name']}").get("scales", {}).items():
+        if not {f"{part}.{key}", knobs.get(key)} & given:
+            node[key] = round(node[key] * factors[unit]) if isinstance(known[key], int) else node[key] * factors[unit]
     values = typed(part.replace(".", "/"), node["name"], node, knobs)
     config |= {knob: values[key] for key, knob in knobs.items()}
     return values
@@ -123,7 +145,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"{override!r}: a key cannot be removed, only set.")
         if "@" in override.partition("=")[0] or (value.startswith("{") and not key.startswith("hydra")):
             raise UserError(f"{override!r}: set one key at a time, as in optimizer.where.r=0.1.")
-        if key.partition(".")[0] in ("choices", "limits", "methods") or key.endswith(".name") or key.startswith("scale."):
+        if key.partition(".")[0] in (*METADATA, "methods") or key.endswith((".name", ".kind")) or key.startswith("scale."):
             raise UserError(f"{key!r} is not for the command line: choose options (optimizer=sam) and set their own keys (rho=0.1).")
 
 
@@ -201,7 +223,7 @@ def _what_composes(overrides: Sequence[str]) -> Config:
 
 def _dotted(node: Config, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
-        if key not in ("choices", "limits", "methods", "hydra"):
+        if key not in (*METADATA, "methods", "hydra"):
             yield prefix + key
             if isinstance(value, dict):
                 yield from _dotted(value, f"{prefix}{key}.")

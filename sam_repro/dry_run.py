@@ -33,7 +33,7 @@ def dry_run(config: Config, run: Run) -> None:
         "gradients": _bytes(job.parameters),
         "base optimizer": _bytes(t for state in job.base.state.values() for t in state.values() if isinstance(t, Tensor)),
         "activations of a batch": activations,
-        "data set": _bytes([job.parts.train.inputs, job.batches.windows._base, job.parts.score.inputs]),
+        "data set": job.parts.train.nbytes + job.batches.nbytes + job.parts.score.nbytes,
     }
     held["of the method"] = job.gradient.memory(job.dataset.classes)
     lines = [
@@ -99,7 +99,7 @@ def _timed(job: Job) -> Timing:
         costs.append((report.forward_units + 2 * report.backward_units) / 3)
         times.append((_now(job) - start) / costs[-1])
     start = _now(job)
-    evaluate(job.model, job.scored_samples(), job.dataset.metric, job.config["precision"])
+    evaluate(job.model, job.scored_samples(), job.dataset.metrics, job.config["precision"])
     times, costs = times[1:] or times, costs[1:] or costs
     return Timing(statistics.median(times), statistics.fmean(costs), len(times), _now(job) - start)
 

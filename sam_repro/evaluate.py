@@ -38,9 +38,10 @@ def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, 
         config["data_dir"] = data_dir
     job = Job(resolve_device(config))
     job.resume(found.checkpoint)
-    score = evaluate(job.model, job.scored_samples(), job.dataset.metric, config["precision"])
-    print(f"run {found.id}, epoch {job.epoch}: test {job.dataset.metric} {score:.2f} % on {len(job.parts.score):,} samples")
-    return score
+    scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+    said = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
+    print(f"run {found.id}, epoch {job.epoch}: test {said} on {len(job.parts.score):,} samples")
+    return scores[job.dataset.metrics[0]]
 
 
 if __name__ == "__main__":

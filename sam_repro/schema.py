@@ -2,8 +2,9 @@
 
 The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
 of the field. ``choices: {field: [words]}`` in the file names the words a field may take, ``limits: {field: [low, high]}``
-the numbers; a number without limits is not negative. Knows neither torch nor Hydra, so that the library's ``create`` and the
-command line check a value in the same way, and at once.
+the numbers; a number without limits is not negative. ``kind: text`` says of a data set or a model that it is not of images,
+and ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``.
+Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
+METADATA = ("choices", "limits", "kind", "scales")  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
@@ -67,12 +69,18 @@ class Fields(NamedTuple):
 def fields(group: str, option: str) -> Fields:
     """The fields of ``conf/<group>/<option>.yaml``."""
     content = read(f"{group}/{option}")
-    choices, limits = content.pop("choices", {}), content.pop("limits", {})
+    choices, limits = content.get("choices", {}), content.get("limits", {})
+    content = {key: value for key, value in content.items() if key not in METADATA}
     top = group.rpartition("/")[2]
     if isinstance(content.get(top), dict):  # "@package _global_": the fields beside the knobs they refer to
         content = {key: resolve(value, content) for key, value in content[top].items()}
     content.pop("defaults", None)
     return Fields(content, choices, limits)
+
+
+def kind(group: str, option: str) -> str:
+    """What an option of ``dataset`` holds or of ``model`` reads: ``images``, or the word its file has for it (``text``)."""
+    return str(read(f"{group}/{option}").get("kind", "images"))
 
 
 def typed(group: str, option: str, values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:

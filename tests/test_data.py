@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sam_repro import data
-from sam_repro.data.batches import Normalise, TrainBatches, in_order
 from sam_repro.data.cifar import ArrayUnpickler
-from sam_repro.data.split import Dataset, Split
+from sam_repro.data.images import Augment, ImageDataset, Images
 from sam_repro.schema import UserError
 
 OFFICIAL = Path(os.environ.get("SAM_REPRO_DATA", ""))
@@ -27,20 +27,20 @@ needs_cifar100 = pytest.mark.skipif(
 def numbered(n=40, size=6):
     """Images whose every pixel tells image, channel, row and column apart."""
     pixels = torch.arange(n * 2 * size * size).remainder(251).to(torch.uint8).view(n, 2, size, size)
-    split = Split(pixels, torch.arange(n))
-    return split, Dataset(split, split, n, (100.0, 50.0), (60.0, 30.0))
+    split = Images(pixels, torch.arange(n))
+    return split, ImageDataset(split, split, n, (100.0, 50.0), (60.0, 30.0))
 
 
 def batches(split, dataset, seed=0, size=16, **augment):
-    return TrainBatches(split, dataset, size, seed, **{"crop": 0, "flip": False, "cutout": 0, "cutout_p": 0.5, **augment})
+    return replace(dataset, augment=Augment(**augment)).batches(split, size, seed)
 
 
 def test_digits():
-    parts = data.load("digits", "nowhere")
+    parts = data.load({"name": "digits"}, "nowhere")
     assert parts.train.inputs.shape == (1437, 1, 8, 8)
     assert len(parts.score) == 360
     assert parts.score.targets.bincount().min() >= 34  # stratified
-    normalised = Normalise(parts.dataset, torch.device("cpu"))(parts.train.inputs)
+    normalised = parts.dataset.normalised(torch.device("cpu"))(parts.train.inputs)
     assert abs(normalised.mean()) < 1e-4
     assert abs(normalised.std() - 1) < 1e-3
 
@@ -63,7 +63,7 @@ def test_every_sample_has_its_own_crop_and_flip(flip):
     split, dataset = numbered(n=400)
     batch = next(iter(batches(split, dataset, size=400, crop=2, flip=flip).epoch(0)))
     padded = F.pad(split.inputs, (2, 2, 2, 2))
-    normalise = Normalise(dataset, torch.device("cpu"))
+    normalise = dataset.normalised(torch.device("cpu"))
     seen = set()
     for index, image in zip(batch.indices.tolist(), batch.inputs, strict=True):
         candidates = {}
@@ -94,22 +94,22 @@ def test_cutout_hides_a_square_that_may_stick_out_in_some_of_the_images():
 
 def test_evaluation_sees_the_images_as_they_are():
     split, dataset = numbered()
-    seen = torch.cat([batch.inputs for batch in in_order(split, dataset, 7)])
+    seen = torch.cat([batch.inputs for batch in dataset.in_order(split, 7)])
     assert torch.allclose(seen[:, 0] * 60 + 100, split.inputs[:, 0].float(), atol=1e-4)
 
 
 def test_fractions_cut_one_fixed_shuffle():
-    whole = data.load("digits", "")
-    part = data.load("digits", "", train_fraction=0.5, val_fraction=0.1)
+    whole = data.load({"name": "digits"}, "")
+    part = data.load({"name": "digits"}, "", train_fraction=0.5, val_fraction=0.1)
     assert (len(part.train), len(part.score)) == (646, 72)
-    again = data.load("digits", "", train_fraction=0.5, val_fraction=0.1)
+    again = data.load({"name": "digits"}, "", train_fraction=0.5, val_fraction=0.1)
     assert torch.equal(part.score.inputs, again.score.inputs)
     rows = {tuple(image.flatten().tolist()) for image in whole.train.inputs}
     held_out = {tuple(image.flatten().tolist()) for image in part.score.inputs}
     assert held_out <= rows
     assert not held_out & {tuple(image.flatten().tolist()) for image in part.train.inputs}
     with pytest.raises(UserError, match="leaves one part empty"):
-        data.load("digits", "", train_fraction=0.002, val_fraction=0.1)
+        data.load({"name": "digits"}, "", train_fraction=0.002, val_fraction=0.1)
 
 
 # -- CIFAR -------------------------------------------------------------------------------------------------------------
@@ -134,10 +134,10 @@ def test_a_foreign_file_is_refused_before_it_is_read(tmp_path):
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         (folder / name).write_bytes(pickle.dumps({b"data": [1], b"labels": [0]}))
     with pytest.raises(UserError, match=r"data_batch_1 is not the official file"):
-        data.load("cifar10", str(tmp_path))
+        data.load({"name": "cifar10"}, str(tmp_path))
     (folder / "data_batch_1").unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        data.load("cifar10", str(tmp_path))
+        data.load({"name": "cifar10"}, str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -149,12 +149,12 @@ def test_without_files_and_network_the_user_is_told_where_to_put_them(name, tmp_
 
     monkeypatch.setattr(torchvision.datasets, name.upper(), no_network)
     with pytest.raises(UserError, match=rf"could not be downloaded \(no network\).*{tmp_path}"):
-        data.load(name, str(tmp_path))
+        data.load({"name": name}, str(tmp_path))
 
 
 @needs_cifar10
 def test_the_official_cifar10():
-    parts = data.load("cifar10", str(OFFICIAL))
+    parts = data.load({"name": "cifar10"}, str(OFFICIAL))
     assert parts.train.inputs.shape == (50_000, 3, 32, 32)
     assert parts.train.targets.bincount().tolist() == [5000] * 10
     assert parts.score.targets.bincount().tolist() == [1000] * 10
@@ -169,7 +169,7 @@ def test_the_official_cifar10():
 
 @needs_cifar100
 def test_the_official_cifar100():
-    parts = data.load("cifar100", str(OFFICIAL))
+    parts = data.load({"name": "cifar100"}, str(OFFICIAL))
     assert parts.dataset.classes == 100
     assert parts.train.targets.bincount().tolist() == [500] * 100
     import torchvision
@@ -190,4 +190,4 @@ def test_a_damaged_official_file_is_refused(tmp_path):
     (folder / "test_batch").unlink()
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(UserError, match="test_batch is not the official file"):
-        data.load("cifar10", str(tmp_path))
+        data.load({"name": "cifar10"}, str(tmp_path))

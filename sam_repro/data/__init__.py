@@ -1,51 +1,71 @@
-"""The data sets, as tensors: read, checked, split."""
+"""The data sets: read, checked, split."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..schema import UserError
 from .cifar import cifar10, cifar100
 from .digits import digits
-from .split import Dataset, Split
+from .flowers import flowers102
+from .glue import glue
+from .imagenet import imagenet
+from .split import Dataset, Samples
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Parts", "Samples", "load", "to"]
 
-READERS: dict[str, Callable[[str], Dataset]] = {"digits": digits, "cifar10": cifar10, "cifar100": cifar100}
+READERS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "flowers102": flowers102,
+    "imagenet": imagenet,
+}
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a run trains on and what its score is measured on."""
 
-    train: Split
-    score: Split
+    train: Any
+    score: Any
     dataset: Dataset
 
 
-def load(name: str, data_dir: str, *, train_fraction: float = 1.0, val_fraction: float = 0.0) -> Parts:
-    """The data set ``name``, found under ``data_dir`` or downloaded to it.
+def load(settings: dict[str, Any], data_dir: str, *, train_fraction: float = 1.0, val_fraction: float = 0.0, max_samples: int = 0) -> Parts:
+    """The data set of ``settings`` (an option of ``conf/dataset`` with its fields), found under ``data_dir`` or downloaded to it.
 
     ``train_fraction`` keeps that share of the training set; ``val_fraction`` holds out a share of what is kept, and the
-    score is then measured on it, not on the test set. Both cut one fixed shuffle, the same for every seed.
+    score is then measured on it, not on the test set; ``max_samples`` is the most to train on, and the most to score on (0: all).
+    All cut one fixed shuffle, the same for every seed.
 
     Raises UserError where the files are not to be had, or are not the data set.
     """
-    dataset = READERS[name](data_dir)
-    if train_fraction == 1.0 and val_fraction == 0.0:
-        return Parts(dataset.train, dataset.test, dataset)
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
-    kept = order[: max(1, round(train_fraction * len(order)))]
-    held_out = round(val_fraction * len(kept))
-    if val_fraction and not 0 < held_out < len(kept):
-        raise UserError(f"val_fraction={val_fraction} of {len(kept)} training samples leaves one part empty.")
-    train = dataset.train[kept[held_out:]]
-    return Parts(train, dataset.train[kept[:held_out]] if held_out else dataset.test, dataset)
+    values = dict(settings)
+    name = values.pop("name")
+    reader: Callable[..., Dataset] = READERS.get(name, glue)
+    dataset = reader(data_dir, **values)
+    train, score = dataset.train, dataset.test
+    if train_fraction != 1.0 or val_fraction != 0.0:
+        order = _shuffled(len(train))
+        kept = order[: max(1, round(train_fraction * len(order)))]
+        held_out = round(val_fraction * len(kept))
+        if val_fraction and not 0 < held_out < len(kept):
+            raise UserError(f"val_fraction={val_fraction} of {len(kept)} training samples leaves one part empty.")
+        train, score = train[kept[held_out:]], train[kept[:held_out]] if held_out else score
+    if max_samples:
+        train, score = (split[_shuffled(len(split))[:max_samples]] if len(split) > max_samples else split for split in (train, score))
+    return Parts(train, score, dataset)
 
 
-def to(parts: Parts, device: torch.device) -> Parts:
-    """The parts on the device, where they stay for the whole training."""
-    return replace(parts, train=parts.train.to(device), score=parts.score.to(device))
+def _shuffled(n: int) -> torch.Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def to(parts: Parts, device: torch.device, workers: int = 0) -> Parts:
+    """The parts on the device, where they stay for the whole training; files are read by so many processes."""
+    return replace(parts, train=parts.train.to(device), score=parts.score.to(device), dataset=parts.dataset.on(device, workers))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..schema import UserError
-from .split import Dataset, Split
+from .images import Augment, ImageDataset, Images
 
 MD5 = {
     "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -32,22 +32,22 @@ MD5 = {
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 
 
-def cifar10(data_dir: str) -> Dataset:
+def cifar10(data_dir: str, **augment: Any) -> ImageDataset:
     """``cifar-10-batches-py/`` under ``data_dir``, downloaded if it is not there."""
     folder = "cifar-10-batches-py"
     names = [f"{folder}/data_batch_{i}" for i in range(1, 6)]
     _fetch(data_dir, "CIFAR10", folder)
     train = [_read(data_dir, name, b"labels") for name in names]
-    joined = Split(torch.cat([s.inputs for s in train]), torch.cat([s.targets for s in train]))
-    return Dataset(joined, _read(data_dir, f"{folder}/test_batch", b"labels"), 10, MEAN, STD)
+    joined = Images(torch.cat([s.inputs for s in train]), torch.cat([s.targets for s in train]))
+    return ImageDataset(joined, _read(data_dir, f"{folder}/test_batch", b"labels"), 10, MEAN, STD, Augment(**augment))
 
 
-def cifar100(data_dir: str) -> Dataset:
+def cifar100(data_dir: str, **augment: Any) -> ImageDataset:
     """``cifar-100-python/`` under ``data_dir``, downloaded if it is not there; the fine labels."""
     folder = "cifar-100-python"
     _fetch(data_dir, "CIFAR100", folder)
     train, test = (_read(data_dir, f"{folder}/{part}", b"fine_labels") for part in ("train", "test"))
-    return Dataset(train, test, 100, MEAN, STD)
+    return ImageDataset(train, test, 100, MEAN, STD, Augment(**augment))
 
 
 def _fetch(data_dir: str, name: str, folder: str) -> None:
@@ -64,7 +64,7 @@ def _fetch(data_dir: str, name: str, folder: str) -> None:
         ) from error
 
 
-def _read(data_dir: str, name: str, labels: bytes) -> Split:
+def _read(data_dir: str, name: str, labels: bytes) -> Images:
     path = Path(data_dir) / name
     try:
         content = path.read_bytes()
@@ -74,7 +74,7 @@ def _read(data_dir: str, name: str, labels: bytes) -> Split:
         raise UserError(f"{path} is not the official file (its MD5 differs): delete its folder to download the data again.")
     fields = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     pixels = torch.from_numpy(np.ascontiguousarray(fields[b"data"])).view(-1, 3, 32, 32)
-    return Split(pixels, torch.tensor(fields[labels]))
+    return Images(pixels, torch.tensor(fields[labels]))
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from .split import Dataset, Split
+from .images import Augment, ImageDataset, Images
 
 
-def digits(_data_dir: str) -> Dataset:
+def digits(_data_dir: str, **augment: Any) -> ImageDataset:
     """1,797 grey images of 8x8 pixels, of which a stratified fifth (360) is the test set, always the same."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -15,10 +17,10 @@ def digits(_data_dir: str) -> Dataset:
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
 
-    def split(x, y) -> Split:  # type: ignore[no-untyped-def]
+    def split(x, y) -> Images:  # type: ignore[no-untyped-def]
         pixels = torch.from_numpy(x * (255 / 16)).round().to(torch.uint8)
-        return Split(pixels.view(-1, 1, 8, 8), torch.from_numpy(y).long())
+        return Images(pixels.view(-1, 1, 8, 8), torch.from_numpy(y).long())
 
     train = split(train_x, train_y)
     values = train.inputs.float()
-    return Dataset(train, split(test_x, test_y), 10, (values.mean().item(),), (values.std().item(),))
+    return ImageDataset(train, split(test_x, test_y), 10, (values.mean().item(),), (values.std().item(),), Augment(**augment))

@@ -1,43 +1,77 @@
-"""Images and labels in memory."""
+"""What every data set is to a training: two parts, and batches made of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Split:
-    """``inputs``: uint8, ``(n, channels, height, width)``; ``targets``: int64, ``(n,)``."""
+class Samples(NamedTuple):
+    """A batch. ``inputs``: what the model takes, samples along dim 0; ``indices``: the samples' places in the split."""
 
-    inputs: Tensor
+    inputs: Any
     targets: Tensor
+    indices: Tensor
 
-    def __len__(self) -> int:
-        return len(self.targets)
 
-    def __getitem__(self, index: Tensor) -> Split:
-        return Split(self.inputs[index], self.targets[index])
+class Split(Protocol):
+    """Samples with their labels, in memory or on a disk."""
 
-    def to(self, device: torch.device) -> Split:
+    targets: Tensor  # int64, (n,)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> Self:
+        """The samples ``index``, int64 on the host, as a split of their own."""
+
+    def to(self, device: torch.device) -> Self:
         """A copy on the device."""
-        return Split(self.inputs.to(device), self.targets.to(device))
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A data set with what a model and a reader of its scores need to know."""
-
-    train: Split
-    test: Split
-    classes: int
-    mean: tuple[float, ...]  # of each channel, on the scale 0-255
-    std: tuple[float, ...]
-    metric: str = "accuracy"
 
     @property
-    def channels(self) -> int:
-        """Of an image."""
-        return self.train.inputs.shape[1]
+    def nbytes(self) -> int:
+        """Bytes of memory."""
+
+
+class Batches(Protocol):
+    """The training set, epoch by epoch. All draws of an epoch follow from the seed and its number alone."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be shorter."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, beside the split's."""
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``."""
+
+
+class Dataset(ABC):
+    """A data set with what a model and a reader of its scores need to know."""
+
+    train: Any  # a split of its own kind
+    test: Any
+    classes: int
+    metrics: tuple[str, ...] = ("accuracy",)  # the first is the score
+    note: str = ""  # what a reader of its scores must know, e.g. that it is not the whole data set
+
+    def on(self, device: torch.device, workers: int) -> Dataset:
+        """The data set that makes its batches for ``device``, where it reads files with so many processes."""
+        return self
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a model must know of the inputs, as arguments of ``models.create``."""
+        return {}
+
+    @abstractmethod
+    def batches(self, split: Any, batch_size: int, seed: int) -> Batches:
+        """Shuffled and augmented, to train on."""
+
+    @abstractmethod
+    def in_order(self, split: Any, batch_size: int) -> Iterator[Samples]:
+        """The split as it is, to measure on."""

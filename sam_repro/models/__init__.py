@@ -9,16 +9,17 @@ from typing import Any
 from torch import nn
 
 from ..chain import Chain, Layer, layers
-from ..schema import UserError, fields, options, suggest, typed
+from ..schema import UserError, fields, kind, options, suggest, typed
 from .mobilenet import mobilenet
 from .pyramidnet import pyramidnet110
 from .resnet import resnet18, resnet20, resnet50
-from .timm_model import timm_model
+from .roberta import roberta
+from .vit import timm_model
 from .wrn import wide_resnet
 
 __all__ = ["Chain", "Layer", "create", "layers"]
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
+CONVOLUTIONAL: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet18": resnet18,
     "resnet50": partial(resnet50, 64),
@@ -27,17 +28,18 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "wrn28_10": partial(wide_resnet, 28, 10),
     "pyramidnet110": pyramidnet110,
     "mobilenet": mobilenet,
-    "timm": timm_model,
 }
 
 
-def create(name: str, num_classes: int = 10, in_channels: int = 3, **values: Any) -> nn.Module:
+def create(name: str, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, **values: Any) -> nn.Module:
     """The model ``name``, freshly initialised from torch's global generator.
 
     Args:
         name: an option of ``conf/model``.
         num_classes: outputs.
         in_channels: of the images, which are ``(batch, in_channels, height, width)``.
+        image_size: their side in pixels, for models with an embedding of positions. Models of text need neither: they take
+            ids and a mask, both ``(batch, tokens)``.
         values: the option's other fields (``shortcut="B"``); those not given are as in its file.
 
     Raises:
@@ -50,4 +52,8 @@ def create(name: str, num_classes: int = 10, in_channels: int = 3, **values: Any
         raise UserError(f"model={name} has no field {key!r}.{suggest(key, known)}")
     values = typed("model", name, values, {})
     del values["name"]
-    return BUILDERS[name](num_classes, in_channels, **values)
+    if kind("model", name) == "text":
+        return roberta(num_classes, **values)
+    if name in CONVOLUTIONAL:
+        return CONVOLUTIONAL[name](num_classes, in_channels, **values)
+    return timm_model(num_classes, in_channels, image_size, **values)

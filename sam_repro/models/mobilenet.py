@@ -7,6 +7,7 @@ from collections import OrderedDict
 from torch import Tensor, nn
 
 from ..chain import Chain
+from .lsq import lsq
 from .resnet import Head, stem
 
 # Output channels and stride of the thirteen separable convolutions of v1.
@@ -40,7 +41,7 @@ class InvertedResidual(nn.Module):
         return y + (x if self.projection is None else self.projection(x))
 
 
-def mobilenet(num_classes: int, in_channels: int, version: str) -> Chain:
+def mobilenet(num_classes: int, in_channels: int, version: str, bits: int) -> Chain:
     """``v1``: 3x3 convolutions within each channel, then 1x1. ``v2``: inverted residuals."""
     stages: OrderedDict[str, nn.Module] = OrderedDict(stem=stem(in_channels, 32))
     before = 32
@@ -56,4 +57,6 @@ def mobilenet(num_classes: int, in_channels: int, version: str) -> Chain:
         stages["last"] = nn.Sequential(*convolution(before, 1280, 1))
         before = 1280
     stages["head"] = Head(before, num_classes)
-    return Chain(stages)
+    model = Chain(stages)
+    lsq(model, bits)
+    return model

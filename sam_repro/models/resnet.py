@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..chain import Chain
+from .lsq import lsq
 
 
 class BasicBlock(nn.Module):
@@ -90,13 +91,15 @@ def resnet20(num_classes: int, in_channels: int, shortcut: str) -> Chain:
     return model
 
 
-def resnet18(num_classes: int, in_channels: int, **stem_kind: str) -> Chain:
+def resnet18(num_classes: int, in_channels: int, bits: int, **stem_kind: str) -> Chain:
     """ResNet-18: stem, eight basic blocks of width 64 to 512, head; PyTorch's own initialisation, as in ESAM's code."""
     stages = OrderedDict[str, nn.Module](stem=stem(in_channels, 64, stem_kind["stem"]))
     for index, (i, o, stride) in enumerate(_shapes(64, (64, 128, 256, 512), (2, 2, 2, 2)), start=1):
         stages[f"block{index}"] = BasicBlock(i, o, stride, "B")
     stages["head"] = Head(512, num_classes)
-    return Chain(stages)
+    model = Chain(stages)
+    lsq(model, bits)
+    return model
 
 
 def resnet50(inner: int, num_classes: int, in_channels: int, **stem_kind: str) -> Chain:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..chain import tree_map
+from ..chain import Unperturbed, tree_map
 from ..schema import UserError
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
@@ -192,7 +192,8 @@ class Gradient(Method):
 
     def _selected(self) -> list[int]:
         """The parameters to perturb, less those that were frozen in the meantime."""
-        return [index for index in self.where.select() if self.structure.parameters[index].requires_grad]
+        parameters = self.structure.parameters
+        return [i for i in self.where.select() if parameters[i].requires_grad and not isinstance(parameters[i], Unperturbed)]
 
     def _perturbed(self, selected: list[int], ascent: Gradients) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""

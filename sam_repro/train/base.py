@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -13,14 +14,33 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from ..schema import UserError
 
 
-def base_optimizer(settings: dict[str, Any], parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
-    """``conf/base``: takes the step along the method's gradient; weight decay is its own, at w."""
-    if settings["name"] == "adamw":
+def base_optimizer(
+    settings: dict[str, Any], parameters: Sequence[nn.Parameter], lr: float, weight_decay: float, decayed: str = "all"
+) -> Optimizer:
+    """``conf/base``: takes the step along the method's gradient; weight decay is its own, at w.
+
+    ``decayed=weights`` leaves vectors and numbers (normalisations, biases, step sizes) undecayed.
+    """
+    groups: Any = parameters
+    if decayed == "weights":
+        flat = [p for p in parameters if p.ndim < 2]
+        groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
+    if settings["name"] in ("adamw", "lamb"):
         betas = (settings["beta1"], settings["beta2"])
-        return AdamW(parameters, lr, betas, settings["eps"], weight_decay)
+        kind = AdamW if settings["name"] == "adamw" else _lamb()
+        return kind(groups, lr=lr, betas=betas, eps=settings["eps"], weight_decay=weight_decay)
     if settings["nesterov"] and settings["momentum"] <= 0:
         raise UserError("base.nesterov=true needs a momentum above 0.")
-    return SGD(parameters, lr, settings["momentum"], weight_decay=weight_decay, nesterov=settings["nesterov"])
+    return SGD(groups, lr, settings["momentum"], weight_decay=weight_decay, nesterov=settings["nesterov"])
+
+
+def _lamb() -> Any:
+    """Timm's LAMB, which would clip by itself."""
+    try:
+        from timm.optim.lamb import Lamb
+    except ImportError as error:
+        raise UserError("base=lamb needs the timm library: pip install 'sam-repro[timm]'.") from error
+    return partial(Lamb, max_grad_norm=None)
 
 
 def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:
@@ -50,6 +70,8 @@ def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_e
             if settings["per"] == "epoch":
                 return 0.5 * (1 + math.cos(math.pi * (step // steps_per_epoch) / epochs))
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+        if settings["name"] == "linear":
+            return max(0.0, 1 - (step - warmup) / (total - warmup))
         return 1.0
 
     return LambdaLR(base, factor)

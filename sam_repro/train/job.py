@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .. import data, models, optim
 from ..config import DEVICE
-from ..data.batches import TrainBatches, in_order
+from ..data import Samples
 from ..schema import UserError
 from .base import base_optimizer, schedule
 from .store import write
@@ -44,23 +45,24 @@ class Job:
         torch.manual_seed(config["seed"])
         self.parts = data.to(
             data.load(
-                config["dataset"]["name"],
+                config["dataset"],
                 config["data_dir"],
                 train_fraction=config["train_fraction"],
                 val_fraction=config["val_fraction"],
+                max_samples=config["max_samples"],
             ),
             self.device,
+            config["workers"],
         )
         self.dataset = self.parts.dataset
-        augment = {key: value for key, value in config["dataset"].items() if key != "name"}
-        self.batches = TrainBatches(self.parts.train, self.dataset, config["batch_size"], config["seed"], **augment)
-        self.model = models.create(**config["model"], num_classes=self.dataset.classes, in_channels=self.dataset.channels)
+        self.batches = self.dataset.batches(self.parts.train, config["batch_size"], config["seed"])
+        self.model = models.create(**config["model"], num_classes=self.dataset.classes, **self.dataset.shape)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
         self.gradient = optim.build(config["optimizer"], self.model, plan)
         self.parameters = self.gradient.structure.parameters
-        self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"])
+        self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"], config["decayed"])
         self.schedule = schedule(config["schedule"], self.base, config["epochs"], steps)
         self.epoch = 0  # epochs done
 
@@ -68,9 +70,13 @@ class Job:
         """Cross-entropy of each sample, with label smoothing; ``(batch,)``."""
         return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
 
-    def scored_samples(self) -> Any:
+    def scored_samples(self) -> Iterator[Samples]:
         """The batches that the score is measured on: of the test set, or of the part held out."""
-        return in_order(self.parts.score, self.dataset, 4 * self.config["batch_size"])
+        return self.in_order(self.parts.score, min(4 * self.config["batch_size"], 512))
+
+    def in_order(self, split: Any, batch_size: int) -> Iterator[Samples]:
+        """The batches of any split of the data set, as they are."""
+        return self.dataset.in_order(split, batch_size)
 
     @property
     def split(self) -> str:

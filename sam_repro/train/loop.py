@@ -15,7 +15,7 @@ from ..optim import HostCopy, Report
 from ..schema import UserError
 from ..tracking.console import Display
 from .job import Config, Job
-from .score import METRICS, autocast, evaluate
+from .score import METRICS, accuracy, autocast, evaluate
 from .store import Row, Run, versions
 
 
@@ -43,8 +43,9 @@ def train(config: Config, run: Run) -> Row:
             epoch = EpochRecord(job)
             train_epoch(job, epoch, display)
             row, layer_rows = epoch.close()
-            row["score"] = evaluate(job.model, job.scored_samples(), job.dataset.metric, config["precision"])
-            metrics.append({**row, "split": job.split})
+            scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+            row["score"] = scores.pop(job.dataset.metrics[0])
+            metrics.append({**row, **scores, "split": job.split})
             layers += layer_rows
             run.record(metrics, layers)
             job.save(run.checkpoint)
@@ -122,7 +123,8 @@ class EpochRecord:
             self._on_its_way = None
         elif self._on_its_way is None and now - self._shown > 0.5:
             self._shown = now
-            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, self._score().to(self.loss.dtype)]))
+            running = accuracy(torch.cat(self.predictions), torch.cat(self.targets))  # on the device, whatever the metric
+            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, running.to(self.loss.dtype)]))
 
     def close(self) -> tuple[Row, list[Row]]:
         """The epoch's row of metrics (without the score) and its rows of layers.
@@ -158,7 +160,7 @@ class EpochRecord:
         ]
 
     def _score(self) -> Tensor:
-        return METRICS[self.job.dataset.metric](torch.cat(self.predictions), torch.cat(self.targets))
+        return METRICS[self.job.dataset.metrics[0]](torch.cat(self.predictions), torch.cat(self.targets))
 
 
 def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> Row:
@@ -176,11 +178,12 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "optimizer": config["optimizer"]["name"],
         "seed": config["seed"],
         "epochs": config["epochs"],
-        "metric": job.dataset.metric,
+        "metric": job.dataset.metrics[0],
         "split": job.split,
         "score_last": metrics[-1]["score"],
         "score_best": best["score"],
         "best_epoch": best["epoch"],
+        **{name: metrics[-1][name] for name in job.dataset.metrics[1:]},
         "train_loss": metrics[-1]["train_loss"],
         "images_per_second": len(job.parts.train) * len(metrics) / total["seconds"],
         **total,
@@ -193,6 +196,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "precision": config["precision"],
         "versions": versions(),
         "scale": config["scale"],
+        "note": job.dataset.note,
     }
 
 

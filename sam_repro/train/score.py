@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import Samples
+from ..data import Samples
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -15,21 +15,35 @@ def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
     return (predictions == targets).double().mean() * 100
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy}
+def matthews(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Matthews' correlation of ``predictions`` and ``targets`` times 100, as CoLA is scored."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return torch.tensor(100 * matthews_corrcoef(targets.cpu().numpy(), predictions.cpu().numpy()))
+
+
+def f1(predictions: Tensor, targets: Tensor) -> Tensor:
+    """F1 of class 1 in percent, as MRPC and QQP are scored beside their accuracy."""
+    from sklearn.metrics import f1_score
+
+    return torch.tensor(100 * f1_score(targets.cpu().numpy(), predictions.cpu().numpy(), zero_division=0.0))
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy, "matthews": matthews, "f1": f1}
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Samples], metric: str, precision: str) -> float:
-    """The score of the model in evaluation mode; its mode is left as it was."""
+def evaluate(model: nn.Module, batches: Iterable[Samples], metrics: Sequence[str], precision: str) -> dict[str, float]:
+    """Every metric of the model in evaluation mode; its mode is left as it was."""
     training = model.training
     model.eval()
     predictions, targets = [], []
     for batch in batches:
-        with autocast(batch.inputs.device, precision):
+        with autocast(batch.targets.device, precision):
             predictions.append(model(batch.inputs).argmax(1))
         targets.append(batch.targets)
     model.train(training)
-    return METRICS[metric](torch.cat(predictions), torch.cat(targets)).item()
+    return {name: METRICS[name](torch.cat(predictions), torch.cat(targets)).item() for name in metrics}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

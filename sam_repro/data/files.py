@@ -1,0 +1,167 @@
+"""Images in files: read into memory at one size, or batch by batch by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..schema import UserError
+from .images import KNOWN, Augment, Normalise
+from .split import Dataset, Samples
+
+
+def read_image(path: Path) -> Any:
+    """The image in the file, RGB, as PIL reads it; UserError that names a file which is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as an image ({error}): replace the file, or delete its folder to fetch it again."
+        ) from error
+
+
+def centre_square(image: Any, side: int, margin: float = 1.0) -> Tensor:
+    """The middle of the image, its short side resized to ``side * margin`` first; uint8, ``(3, side, side)``."""
+    from torchvision.transforms import functional as T
+
+    return T.pil_to_tensor(T.center_crop(T.resize(image, round(side * margin), antialias=True), [side, side]))
+
+
+@dataclass(frozen=True)
+class Files:
+    """``paths``: one file a sample; ``targets``: int64, ``(n,)``, on the host."""
+
+    paths: Sequence[Path]
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Tensor) -> Files:
+        return Files([self.paths[i] for i in index.tolist()], self.targets[index])
+
+    def to(self, device: torch.device) -> Files:
+        """The files stay where they are."""
+        return self
+
+    nbytes = 0
+
+
+@dataclass(frozen=True)
+class FolderDataset(Dataset):
+    """Images of any size in files, shown at ``augment.size``, read by ``workers`` processes (0: by this one)."""
+
+    train: Files
+    test: Files
+    classes: int
+    augment: Augment
+    margin: float  # of the short side over the square that is measured on
+    workers: int = 0
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 (it is immutable)
+
+    def on(self, device: torch.device, workers: int) -> FolderDataset:
+        """The data set that makes its batches for ``device``, read by so many processes."""
+        return replace(self, device=device, workers=workers)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Three channels, and the side of the images that reach the model."""
+        return {"in_channels": 3, "image_size": self.augment.size}
+
+    def batches(self, split: Files, batch_size: int, seed: int) -> FileBatches:
+        """Shuffled and augmented, to train on."""
+        return FileBatches(split, self, batch_size, seed)
+
+    def in_order(self, split: Files, batch_size: int) -> Iterator[Samples]:
+        """The middle of every image, to measure on."""
+        read = Squares(split, self.augment.size, self.margin)
+        yield from self.loaded(read, list(torch.arange(len(split)).split(batch_size)))
+
+    def loaded(self, read: Any, order: list[Tensor]) -> Iterator[Samples]:
+        """The batches ``order`` of what ``read`` makes of an index."""
+        loader: Any = DataLoader(
+            read,
+            batch_sampler=[indices.tolist() for indices in order],
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if self.workers else None,
+        )
+        normalise = Normalise(*KNOWN[self.augment.normalise], self.augment.size, self.device)
+        for (pixels, targets), indices in zip(loader, order, strict=True):
+            pixels, targets, indices = (t.to(self.device, non_blocking=True) for t in (pixels, targets, indices))
+            yield Samples(normalise(pixels), targets, indices)
+
+
+@dataclass(frozen=True)
+class FileBatches:
+    """The training set, epoch by epoch; an image's draws follow from the seed, the epoch and its index alone."""
+
+    split: Files
+    dataset: FolderDataset
+    batch_size: int
+    seed: int
+
+    nbytes = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be shorter."""
+        return -(-len(self.split) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``."""
+        seed = 1_000_003 * self.seed + number
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))
+        read = RandomParts(self.split, self.dataset.augment, seed)
+        yield from self.dataset.loaded(read, list(order.split(self.batch_size)))
+
+
+@dataclass(frozen=True)
+class Squares(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """The middle of every image."""
+
+    split: Files
+    side: int
+    margin: float
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return centre_square(read_image(self.split.paths[index]), self.side, self.margin), self.split.targets[index]
+
+
+@dataclass(frozen=True)
+class RandomParts(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """A random part of every image (Szegedy et al. 2015), or its middle; mirrored every second time."""
+
+    split: Files
+    augment: Augment
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms import RandomResizedCrop
+        from torchvision.transforms import functional as T
+
+        image, side = read_image(self.split.paths[index]), self.augment.size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self.seed, index)))
+            if self.augment.inception:
+                part = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
+                pixels = T.pil_to_tensor(T.resized_crop(image, *part, [side, side], antialias=True))
+            else:
+                pixels = centre_square(image, side)
+            if self.augment.flip and torch.rand(()) < 0.5:
+                pixels = pixels.flip(-1)
+        return pixels, self.split.targets[index]

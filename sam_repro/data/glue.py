@@ -1,0 +1,122 @@
+"""The classification tasks of GLUE (Wang et al. 2019), from the hub or from the original files. The dev set is the test set."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..schema import UserError
+from .text import TextDataset, Texts
+
+Rows = list[dict[str, Any]]
+MISSING = "GLUE needs the libraries transformers and datasets: pip install 'sam-repro[nlp]'."
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's texts and labels stand: the fields of ``conf/dataset/glue_*.yaml``."""
+
+    task: str  # its name on the hub
+    folder: str  # under data_dir/glue
+    train: str
+    dev: str
+    text: str
+    pair: str  # empty: a single text
+    label: str
+    columns: str  # the names of the columns, where the file does not begin with them
+    labels: str  # the words for 0, 1, ..., where the file has words
+    hub_text: str
+    hub_pair: str
+    metrics: str
+    partial: bool
+
+
+def glue(data_dir: str, *, tokenizer: str, max_length: int, **fields: Any) -> TextDataset:
+    """``glue/<folder>`` under ``data_dir``, else ``nyu-mll/glue`` from the hub; tokens of RoBERTa, at most ``max_length`` a sample."""
+    task = Task(**fields)
+    folder = Path(data_dir) / "glue" / task.folder
+    if folder.is_dir():
+        parts = [_local(folder / name, task) for name in (task.train, task.dev)]
+    else:
+        parts = [_hub(task, part, data_dir) for part in ("train", "validation_matched" if task.task == "mnli" else "validation")]
+    encode, pad = _encoder(tokenizer, data_dir, max_length)
+    train, test = (Texts.of(encode([r[0] for r in rows], [r[1] for r in rows]), [r[2] for r in rows]) for rows in parts)
+    classes = len(task.labels.split()) or int(max(train.targets.max(), test.targets.max())) + 1
+    note = "a part of the data set: its numbers compare with nobody's" if task.partial and folder.is_dir() else ""
+    return TextDataset(train, test, classes, pad, tuple(task.metrics.split()), note)
+
+
+Sample = tuple[str, str | None, int]
+
+
+def _local(path: Path, task: Task) -> list[Sample]:
+    """The samples of a file of tab-separated values; quotes in it mean nothing."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = task.columns.split() or None
+            return list(_samples(csv.DictReader(file, names, delimiter="\t", quoting=csv.QUOTE_NONE), task, path))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): put GLUE's original files there, or remove the folder to use the hub."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason}): put GLUE's original files there.") from error
+
+
+def _samples(rows: csv.DictReader[str], task: Task, path: Path) -> Iterator[Sample]:
+    words = task.labels.split()
+    for column in filter(None, (task.text, task.pair, task.label)):
+        if column not in (rows.fieldnames or ()):
+            raise UserError(f"{path} has no column {column!r}; its first line has: {', '.join(rows.fieldnames or ['nothing'])}.")
+    for row in rows:
+        text, pair, label = row[task.text], row[task.pair] if task.pair else None, row[task.label]
+        if text is None or label is None or (task.pair and pair is None):
+            raise UserError(f"{path}, line {rows.line_num}, has too few columns.")
+        if not (label in words if words else label.isdecimal()):
+            raise UserError(f"{path}, line {rows.line_num}: {label!r} is no label; labels are {', '.join(words) or '0, 1, ...'}.")
+        yield text, pair, words.index(label) if words else int(label)
+
+
+def _hub(task: Task, part: str, data_dir: str) -> list[Sample]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    try:
+        rows: Any = load_dataset("nyu-mll/glue", task.task, split=part)
+    except Exception as error:  # the library raises errors of many kinds where there is no network
+        raise UserError(
+            f"GLUE's {task.folder} is neither in {Path(data_dir) / 'glue' / task.folder} nor to be had from the hub "
+            f"({type(error).__name__}): put {task.train} and {task.dev} there, or set data_dir=."
+        ) from error
+    pairs = rows[task.hub_pair] if task.hub_pair else [None] * len(rows)
+    return list(zip(rows[task.hub_text], pairs, rows["label"], strict=True))
+
+
+Encode = Callable[[list[str], list[str | None]], list[list[int]]]
+
+
+def _encoder(name: str, data_dir: str, max_length: int) -> tuple[Encode, int]:
+    """RoBERTa's tokenizer: from ``data_dir/roberta_bpe``, else ``name``, a local folder or one on the hub."""
+    try:
+        from transformers import RobertaTokenizer
+    except ImportError as error:
+        raise UserError(MISSING) from error
+    local = Path(data_dir) / "roberta_bpe"
+    try:
+        tokenizer: Any = RobertaTokenizer.from_pretrained(local if local.is_dir() else name)
+    except Exception as error:  # as above
+        raise UserError(
+            f"The tokenizer {name} could not be read ({type(error).__name__}): put RoBERTa's vocab.json and merges.txt into {local}, "
+            "or set dataset.tokenizer= to a folder that has them."
+        ) from error
+
+    def encode(texts: list[str], pairs: list[str | None]) -> list[list[int]]:
+        second = pairs if pairs and pairs[0] is not None else None
+        ids: list[list[int]] = tokenizer(texts, second, truncation=True, max_length=max_length)["input_ids"]
+        return ids
+
+    return encode, tokenizer.pad_token_id

@@ -1,0 +1,194 @@
+"""Images of one size in memory: batches made on the device, every image with draws of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .split import Dataset, Samples
+
+# Mean and deviation of a channel on the scale 0-255, in place of the data set's own.
+KNOWN = {"half": ((127.5,), (127.5,)), "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
+
+
+@dataclass(frozen=True)
+class Images:
+    """``inputs``: uint8, ``(n, channels, height, width)``; ``targets``: int64, ``(n,)``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Images:
+        return Images(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device) -> Images:
+        """A copy on the device."""
+        return Images(self.inputs.to(device), self.targets.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels."""
+        return self.inputs.numel()
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How a batch is made of the images: the fields of ``conf/dataset``."""
+
+    crop: int = 0  # zero padding of the random crop, pixels
+    flip: bool = False
+    inception: bool = False  # a random part of the image, in place of the crop
+    cutout: int = 0
+    cutout_p: float = 0.5
+    size: int = 0
+    normalise: str = "dataset"
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset):
+    """Images with mean and deviation of each channel, on the scale 0-255."""
+
+    train: Images
+    test: Images
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: Augment = Augment()
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Channels, and the side of the (square) images that reach the model."""
+        channels, height = self.train.inputs.shape[1:3]
+        return {"in_channels": channels, "image_size": self.augment.size or height}
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every epoch shows the same images."""
+        a = self.augment
+        return not (a.crop or a.flip or a.inception or a.cutout)
+
+    def normalised(self, device: torch.device) -> Normalise:
+        """To the mean and deviation that ``augment.normalise`` names."""
+        mean, std = KNOWN.get(self.augment.normalise, (self.mean, self.std))
+        return Normalise(mean, std, self.augment.size, device)
+
+    def batches(self, split: Images, batch_size: int, seed: int) -> TrainBatches:
+        """Shuffled and augmented, to train on."""
+        return TrainBatches(split, self, batch_size, seed)
+
+    def in_order(self, split: Images, batch_size: int) -> Iterator[Samples]:
+        """The split as it is, to measure on."""
+        normalise = self.normalised(split.inputs.device)
+        for indices in torch.arange(len(split), device=split.inputs.device).split(batch_size):
+            yield Samples(normalise(split.inputs[indices]), split.targets[indices], indices)
+
+
+class TrainBatches:
+    """The training set, epoch by epoch. All draws of an epoch follow from the seed and its number alone."""
+
+    def __init__(self, split: Images, dataset: ImageDataset, batch_size: int, seed: int) -> None:
+        self.inputs, self.targets = split.inputs, split.targets
+        self.batch_size, self.seed, self.augment = batch_size, seed, dataset.augment
+        self.normalise = dataset.normalised(split.inputs.device)
+        crop, (height, width) = self.augment.crop, split.inputs.shape[2:]
+        padded = F.pad(split.inputs, (crop, crop, crop, crop))
+        # Every crop of every image, as a view: windows[i, :, dy, dx] is image i moved by (dy, dx).
+        self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be shorter."""
+        return -(-len(self.targets) // self.batch_size)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the padded images."""
+        return self.windows._base.numel() if self.windows._base is not None else 0
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``."""
+        device = self.targets.device
+        generator = torch.Generator(device).manual_seed(1_000_003 * self.seed + number)
+        for indices in torch.randperm(len(self.targets), generator=generator, device=device).split(self.batch_size):
+            yield Samples(self.augmented(indices, generator), self.targets[indices], indices)
+
+    def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """The images ``indices``, each with its own draw."""
+
+        def draw(high: int) -> Tensor:
+            return torch.randint(high, (len(indices),), generator=generator, device=indices.device)
+
+        a = self.augment
+        if a.inception:
+            side = a.size or self.inputs.shape[2]
+            images = random_parts(self.inputs[indices], side, a.flip, generator)
+            images = self.normalise(images)
+        else:
+            images = self.windows[indices, :, draw(2 * a.crop + 1), draw(2 * a.crop + 1)]
+            if a.flip:
+                images = torch.where(draw(2).bool().view(-1, 1, 1, 1), images.flip(-1), images)
+            images = self.normalise(images)
+        if a.cutout:
+            # DeVries & Taylor 2017: the centre is anywhere in the image, so the square may stick out of it.
+            height, width = images.shape[2:]
+            cut = torch.rand(len(indices), generator=generator, device=indices.device) < a.cutout_p
+            rows, columns = (self._square(draw(extent), extent) for extent in (height, width))
+            hidden = rows[:, :, None] & columns[:, None, :] & cut[:, None, None]
+            images.masked_fill_(hidden[:, None], 0.0)
+        return images
+
+    def _square(self, centre: Tensor, extent: int) -> Tensor:
+        """Which of ``extent`` rows (or columns) the square around ``centre`` covers, shape ``(batch, extent)``."""
+        side = self.augment.cutout
+        distance = torch.arange(extent, device=centre.device) - centre[:, None]
+        return (distance >= -(side // 2)) & (distance < side - side // 2)
+
+
+class Normalise:
+    """uint8 images to float32 ones, channels last: enlarged to ``size``, mean 0 and deviation 1 in every channel."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], size: int, device: torch.device) -> None:
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self.size = size
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(n, channels, height, width)``, of any type."""
+        values = images.to(torch.float32, memory_format=torch.channels_last)
+        if self.size not in (0, images.shape[2]):
+            values = F.interpolate(values, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+            values = values.contiguous(memory_format=torch.channels_last)
+        elif values is images:
+            values = images.clone(memory_format=torch.channels_last)
+        return values.sub_(self.mean).div_(self.std)
+
+
+def random_parts(images: Tensor, side: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """A part of each image, 8 to 100 % of its area at an aspect ratio of 3:4 to 4:3, drawn to ``(side, side)``; float32.
+
+    The augmentation of Inception (Szegedy et al. 2015), each image with its own part, mirrored every second time with ``flip``.
+    A part that is larger than the image on one side is cut there.
+    """
+    n, device = len(images), images.device
+
+    def uniform() -> Tensor:
+        return torch.rand(n, generator=generator, device=device)
+
+    area = 0.08 + 0.92 * uniform()
+    ratio = torch.exp((2 * uniform() - 1) * torch.log(torch.tensor(4 / 3, device=device)))
+    width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+    # affine_grid speaks of the image as [-1, 1]: the part's centre, and half its extent.
+    centre_x, centre_y = (2 * uniform() - 1) * (1 - width), (2 * uniform() - 1) * (1 - height)
+    sign = torch.where(uniform() < 0.5, -1.0, 1.0) if flip else torch.ones(n, device=device)
+    zero = torch.zeros_like(width)
+    theta = torch.stack([torch.stack([width * sign, zero, centre_x], 1), torch.stack([zero, height, centre_y], 1)], 1)
+    grid = F.affine_grid(theta, [n, images.shape[1], side, side], align_corners=False)
+    sampled: Any = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return sampled

@@ -1,0 +1,101 @@
+"""Texts as token ids: padded to the longest of their batch, and batched with others of about their length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .split import Dataset, Samples
+
+POOL = 50  # batches of text sorted by length together: enough to save most padding, few enough to stay random
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Text ``i`` is ``tokens[offsets[i] : offsets[i] + lengths[i]]``; ``lengths`` stays on the host, which makes the batches."""
+
+    tokens: Tensor  # int64, all texts one after the other
+    offsets: Tensor  # int64, (n,)
+    lengths: Tensor  # int64, (n,)
+    targets: Tensor  # int64, (n,)
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[int]], labels: Sequence[int]) -> Texts:
+        """From lists of token ids."""
+        lengths = torch.tensor([len(text) for text in ids])
+        tokens = torch.tensor([token for text in ids for token in text])
+        return cls(tokens, lengths.cumsum(0) - lengths, lengths, torch.tensor(labels))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Texts:
+        return Texts(self.tokens, self.offsets[index], self.lengths[index], self.targets[index])
+
+    def to(self, device: torch.device) -> Texts:
+        """A copy on the device."""
+        return Texts(self.tokens.to(device), self.offsets.to(device), self.lengths, self.targets.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tokens."""
+        return self.tokens.numel() * self.tokens.element_size()
+
+    def batch(self, chosen: Tensor, pad: int) -> Samples:
+        """The texts ``chosen`` (on the host): ``inputs`` is the ids and the mask (true: no padding), both ``(n, longest)``."""
+        device = self.tokens.device
+        longest = int(self.lengths[chosen].max())
+        lengths = self.lengths[chosen].to(device, non_blocking=True)
+        indices = chosen.to(device, non_blocking=True)
+        places = torch.arange(longest, device=device)
+        mask = places < lengths[:, None]
+        ids = self.tokens[(self.offsets[indices][:, None] + places).clamp_(max=len(self.tokens) - 1)]
+        return Samples((ids.masked_fill_(~mask, pad), mask), self.targets[indices], indices)
+
+
+@dataclass(frozen=True)
+class TextDataset(Dataset):
+    """Texts with labels; ``pad``: the token that fills a batch up."""
+
+    train: Texts
+    test: Texts
+    classes: int
+    pad: int
+    metrics: tuple[str, ...] = ("accuracy",)
+    note: str = ""
+
+    def batches(self, split: Texts, batch_size: int, seed: int) -> TextBatches:
+        """Shuffled, to train on."""
+        return TextBatches(split, self.pad, batch_size, seed)
+
+    def in_order(self, split: Texts, batch_size: int) -> Iterator[Samples]:
+        """The split as it is, to measure on."""
+        for chosen in torch.arange(len(split)).split(batch_size):
+            yield split.batch(chosen, self.pad)
+
+
+@dataclass(frozen=True)
+class TextBatches:
+    """The training set, epoch by epoch, texts of about a length together."""
+
+    split: Texts
+    pad: int
+    batch_size: int
+    seed: int
+
+    nbytes = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch; one of them may be shorter."""
+        return -(-len(self.split) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``: the texts shuffled, sorted by length within each pool, the batches shuffled again."""
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
+        pools = torch.randperm(len(self.split), generator=generator).split(POOL * self.batch_size)
+        made = [b for pool in pools for b in pool[self.split.lengths[pool].argsort(stable=True)].split(self.batch_size)]
+        for place in torch.randperm(len(made), generator=generator).tolist():
+            yield self.split.batch(made[place], self.pad)
