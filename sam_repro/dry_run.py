@@ -23,7 +23,7 @@ def dry_run(config: Config, run: Run) -> None:
     started = time.perf_counter()
     job = Job(config)
     layers = job.gradient.structure.layers
-    size = sum(p.numel() for p in job.model.parameters())
+    size = job.size
     activations = _activations(job)
     timing = _timed(job)
     o = config["optimizer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -53,6 +54,13 @@ class Display:
             f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  train {row['train_score']:6.2f} %  "
             f"{row['split']} {row['score']:6.2f} %  lr {row['lr']:.2g}  {row['images_per_second']:,.0f} samples/s  left {clock(left)}"
         )
+
+
+def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+    """``items`` with a progress bar on a terminal, and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        yield from bar.track(items, total=total, description=what)
 
 
 def clock(seconds: float) -> str:

@@ -15,8 +15,10 @@ from torch import Tensor
 from .. import data, models, optim
 from ..config import DEVICE
 from ..data import Samples
+from ..data.cached import cached
 from ..schema import UserError
 from .base import base_optimizer, schedule
+from .score import autocast
 from .store import write
 
 Config = dict[str, Any]
@@ -55,9 +57,13 @@ class Job:
             config["workers"],
         )
         self.dataset = self.parts.dataset
-        self.batches = self.dataset.batches(self.parts.train, config["batch_size"], config["seed"])
         self.model = models.create(**config["model"], num_classes=self.dataset.classes, **self.dataset.shape)
         self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.size = sum(p.numel() for p in self.model.parameters())
+        if config["model"].get("cache"):
+            self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
+            self.dataset = self.parts.dataset
+        self.batches = self.dataset.batches(self.parts.train, config["batch_size"], config["seed"])
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
         self.gradient = optim.build(config["optimizer"], self.model, plan)

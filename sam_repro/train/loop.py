@@ -189,7 +189,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         **total,
         "perturbations": perturbations,
         "grad_norm": metrics[-1]["grad_norm"],
-        "parameters": sum(p.numel() for p in job.model.parameters()),
+        "parameters": job.size,
         "train_samples": len(job.parts.train),
         "device": config["device"].partition(":")[0],
         "hardware": hardware(job.device),

@@ -1,0 +1,113 @@
+"""What the frozen first stages of a model make of a data set, computed once: the rest is then trained on that alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..chain import Chain
+from ..schema import UserError
+from ..tracking.console import track
+from . import Parts
+from .images import ImageDataset
+from .split import Dataset, Samples
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """``inputs``: float32, samples along dim 0; ``targets``: int64, ``(n,)``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Vectors:
+        return Vectors(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device) -> Vectors:
+        """A copy on the device."""
+        return Vectors(self.inputs.to(device), self.targets.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the vectors."""
+        return self.inputs.numel() * self.inputs.element_size()
+
+
+@dataclass(frozen=True)
+class VectorDataset(Dataset):
+    """Vectors with labels."""
+
+    train: Vectors
+    test: Vectors
+    classes: int
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def batches(self, split: Vectors, batch_size: int, seed: int) -> VectorBatches:
+        """Shuffled, to train on."""
+        return VectorBatches(split, batch_size, seed)
+
+    def in_order(self, split: Vectors, batch_size: int) -> Iterator[Samples]:
+        """The split as it is, to measure on."""
+        for indices in torch.arange(len(split), device=split.targets.device).split(batch_size):
+            yield Samples(split.inputs[indices], split.targets[indices], indices)
+
+
+@dataclass(frozen=True)
+class VectorBatches:
+    """The training set, epoch by epoch, in the order that the images would have."""
+
+    split: Vectors
+    batch_size: int
+    seed: int
+
+    nbytes = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch; the last one may be shorter."""
+        return -(-len(self.split) // self.batch_size)
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``."""
+        device = self.split.targets.device
+        generator = torch.Generator(device).manual_seed(1_000_003 * self.seed + number)
+        for indices in torch.randperm(len(self.split), generator=generator, device=device).split(self.batch_size):
+            yield Samples(self.split.inputs[indices], self.split.targets[indices], indices)
+
+
+def cached(parts: Parts, model: nn.Module, batch_size: int, autocast: Any) -> tuple[Parts, Chain]:
+    """The parts as the state that the frozen first stages hand on, and the stages that are left.
+
+    Raises UserError where nothing is frozen, or where every epoch shows other images.
+    """
+    stages = list(model.named_children()) if isinstance(model, Chain) else []
+    frozen = next((i for i, (_, stage) in enumerate(stages) if any(p.requires_grad for p in stage.parameters())), 0)
+    if not frozen:
+        raise UserError(
+            "model.cache=true keeps what frozen stages compute, and none is frozen: set model.freeze=true, or model.cache=false."
+        )
+    if not (isinstance(parts.dataset, ImageDataset) and parts.dataset.fixed):
+        raise UserError(
+            "model.cache=true needs images that are the same in every epoch: set dataset.crop=0, dataset.flip=false, "
+            "dataset.inception=false and dataset.cutout=0, or model.cache=false."
+        )
+    model.eval()
+    train, score = (_features(model, frozen, parts.dataset, split, batch_size, autocast) for split in (parts.train, parts.score))
+    dataset = VectorDataset(train, score, parts.dataset.classes, parts.dataset.metrics)
+    return Parts(train, score, dataset), Chain(OrderedDict(stages[frozen:]))
+
+
+@torch.no_grad()
+def _features(model: nn.Module, stop: int, dataset: ImageDataset, split: Any, batch_size: int, autocast: Any) -> Vectors:
+    made = []
+    for samples in track(dataset.in_order(split, batch_size), -(-len(split) // batch_size), "frozen stages"):
+        with autocast:
+            made.append(model(samples.inputs, stop=stop).float())
+    return Vectors(torch.cat(made), split.targets)
