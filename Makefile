@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow check format bench wheel constraints clean
+.PHONY: help setup run test test-slow smoke check format bench wheel constraints clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(READY) ## the tests, a few minutes
 
 test-slow: $(READY) ## the tests that take longer, among them a wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
+
+smoke: $(READY) ## every experiment of the papers, two steps each on the data that is at hand, ten minutes
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_recipes.py -k trains
 
 check: $(READY) ## formatter, linter and type checker, changing nothing
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from torch import nn
 
 from sam_repro.chain import Chain, stage_flops
 from sam_repro.models import create, layers
+from sam_repro.optim import create as method
 from sam_repro.schema import UserError
 
 
@@ -126,3 +127,129 @@ def test_timm_models_are_chains_of_one_stage():
 def test_wrong_words(name, values, says):
     with pytest.raises(UserError, match=says):
         create(name, **values)
+
+
+# -- vision transformers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("vit_b16", 86_567_656), ("vit_b32", 88_224_232), ("vit_s16", 22_050_664), ("vit_s32", 22_878_952)]
+)
+def test_sizes_of_vision_transformers(name, parameters):
+    """LookSAM, Table 10: 87, 88, 22 and 23 million."""
+    pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    model = create(name, 1000, image_size=224)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert [stage for stage, _ in model.named_children()] == ["embed", *(f"block{i}" for i in range(1, 13)), "pool", "head"]
+    assert len(layers(model)) == 1 + 12 * 4 + 1
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "vit_base_patch16_clip_224"])
+def test_a_vision_transformer_as_a_chain_is_timms_own(arch):
+    timm = pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    from sam_repro.models.vit import chained
+
+    theirs = timm.create_model(arch, num_classes=7, img_size=56, depth=3).double().eval()
+    x = torch.randn(2, 3, 56, 56, dtype=torch.float64)
+    expected = theirs(x)
+    chain = chained(theirs, "linear", freeze=False)
+    assert torch.allclose(chain(x), expected, atol=1e-12)
+    for cut in range(len(chain) + 1):
+        assert torch.allclose(chain(chain(x, stop=cut), start=cut), expected, atol=1e-12)
+
+
+def test_a_frozen_backbone_leaves_two_layers_and_the_file_of_weights_is_read(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    arch = {"arch": "vit_tiny_patch16_224"}
+    source = timm.create_model("vit_tiny_patch16_224")
+    torch.save(source.state_dict(), tmp_path / "it.pth")
+    model = create("timm", 5, image_size=224, **arch, weights=str(tmp_path / "it.pth"), freeze=True, head="two_layers")
+    assert [layer.name for layer in layers(model)] == ["head.hidden", "head.linear"]
+    x = torch.randn(1, 3, 224, 224)
+    assert torch.allclose(model.eval()(x, stop=14), source.eval().forward_head(source.forward_features(x), pre_logits=True), atol=1e-5)
+    assert create("timm", 5, image_size=64, **arch, weights=str(tmp_path / "it.pth"))(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+    for values, says in (
+        ({"weights": "nowhere.pth"}, "model.weights=nowhere.pth is no file"),
+        ({"weights": str(tmp_path / "it.pth"), "arch": "vit_small_patch16_224"}, "do the weights belong to this model"),
+        ({"arch": "resnet18", "freeze": True}, "are for vision transformers"),
+    ):
+        with pytest.raises(UserError, match=says):
+            create("timm", 5, image_size=224, **{**arch, **values})
+
+
+def test_a_frozen_backbone_is_computed_once_a_step():
+    """The head alone is perturbed: pass 2 begins at it, and the backbone's stages run once."""
+    pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    model = create("timm", 5, image_size=32, arch="vit_tiny_patch16_224", freeze=True, head="two_layers")
+    passes = []
+    model[1].register_forward_hook(lambda *_: passes.append("block1"))
+    model[-1].register_forward_hook(lambda *_: passes.append("head"))
+    gradient = method("layerwise", model, k=1)
+    x, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    gradient.backward(x, y, nn.CrossEntropyLoss(reduction="none"))  # measures the stages' FLOPs once
+    passes.clear()
+    report = gradient.backward(x, y, nn.CrossEntropyLoss(reduction="none"))
+    assert passes == ["block1", "head", "head"]
+    assert report.forward_units < 1.01
+
+
+# -- learned step sizes --------------------------------------------------------------------------------------------------
+
+
+def test_the_gradients_of_learned_step_sizes_are_those_of_the_paper():
+    """Esser et al. 2020, Eq. 3, times the scale of section 2.2, and Eq. 5 for the data."""
+    from sam_repro.models.lsq import quantise
+
+    v = torch.tensor([-3.0, -0.31, 0.12, 0.5, 0.77, 9.0], dtype=torch.float64, requires_grad=True)
+    step = torch.tensor(0.25, dtype=torch.float64, requires_grad=True)
+    low, high, numbers = -8, 7, 6
+    out = quantise(v, step, low, high, numbers)
+    assert torch.allclose(out, torch.tensor([-2.0, -0.25, 0.0, 0.5, 0.75, 1.75], dtype=torch.float64))
+    out.sum().backward()
+    x = (v / step).detach()
+    inside = (x > low) & (x < high)
+    expected = torch.where(inside, x.round() - x, x.clamp(low, high)).sum() / (numbers * high) ** 0.5
+    assert torch.allclose(step.grad, expected)
+    assert torch.equal(v.grad, inside.double())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet"])
+def test_a_quantised_model(name):
+    torch.manual_seed(0)
+    model = create(name, 10, bits=4)
+    found = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert [m.bits for m in found] == [8, *[4] * (len(found) - 2), 8]
+    assert len(layers(model)) == len(layers(create(name, 10)))
+    assert len(found[3].quantised_weight().unique()) <= 16
+    x = torch.randn(8, 3, 32, 32)
+    loss = nn.functional.cross_entropy(model.train()(x), torch.arange(8))
+    assert found[0].signed, "images have negative pixels"
+    assert not found[1].signed, "what comes from a ReLU has none"
+    assert len(found[1].quantised_input(torch.rand(2, found[1].in_channels, 8, 8) * 9).unique()) <= 16
+    loss.backward()
+    assert all(m.weight_step.grad is not None and m.input_step.grad is not None for m in found)
+    again = create(name, 10, bits=4)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_step_sizes_are_trained_but_not_perturbed():
+    torch.manual_seed(0)
+    model = create("resnet18", 10, bits=4)
+    x, y = torch.randn(4, 3, 16, 16), torch.arange(4)
+    model(x)
+    steps = [m.weight_step for m in model.modules() if hasattr(m, "weight_step")]
+    before, seen = [s.item() for s in steps], []
+    model[-1].register_forward_hook(lambda *_: seen.append([s.item() for s in steps]))
+    conv = model[0].conv.weight.detach().clone()
+    model[0].register_forward_pre_hook(lambda *_: seen.append(torch.equal(model[0].conv.weight, conv)))
+    method("sam", model, rho=0.5).backward(x, y, nn.CrossEntropyLoss(reduction="none"))
+    assert seen == [True, before, False, before]
+    assert all(s.grad is not None for s in steps)
+
+
+def test_without_bits_nothing_is_quantised():
+    torch.manual_seed(0)
+    plain = create("resnet18", 10)
+    assert {type(m) for m in plain.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+    assert sum(p.numel() for p in create("resnet18", 10, bits=4).parameters()) == 11_173_962 + 2 * 21

@@ -94,6 +94,7 @@ class FolderDataset(Dataset):
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if self.workers else None,
+            generator=torch.Generator(),  # or it would draw from the global one
         )
         normalise = Normalise(*KNOWN[self.augment.normalise], self.augment.size, self.device)
         for (pixels, targets), indices in zip(loader, order, strict=True):

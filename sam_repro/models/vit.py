@@ -57,8 +57,9 @@ def timm_model(
     """``timm.create_model(arch)``: a vision transformer as embed, blocks, pool and head; anything else as it is.
 
     ``pretrained`` fetches the weights ``checkpoint`` (empty: timm's choice) from the hub, ``weights`` reads a file with the names
-    that timm gives them; positions are interpolated to ``image_size``, and the head is new. ``freeze`` leaves the head alone to train;
-    ``cache`` is the trainer's. ``head=two_layers``: width, ReLU, classes (KDD'24, section 4.1, which does not state the width and the activation).
+    that timm gives them; positions are interpolated to ``image_size``, and the head is new. ``freeze`` leaves the head alone to
+    train, and ``cache`` is the trainer's. ``head=two_layers``: width, ReLU, classes (KDD'24, section 4.1, which states neither
+    the width nor the activation).
 
     Raises UserError where timm has no such model, and where the weights are not to be had or do not fit.
     """
