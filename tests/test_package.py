@@ -28,6 +28,8 @@ def test_the_wheel_runs_from_any_directory(wheel, tmp_path):
     assert (site / "sam_repro" / "py.typed").exists()
     source = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.relative_to(site / "sam_repro" / "conf") for path in (site / "sam_repro" / "conf").rglob("*.yaml")} == source
+    tables = {path.relative_to(ROOT / "experiments") for path in (ROOT / "experiments").rglob("*.yaml")}
+    assert {path.relative_to(site / "sam_repro" / "experiments") for path in (site / "sam_repro" / "experiments").rglob("*.yaml")} == tables
     answer = subprocess.run(
         [sys.executable, "-m", "sam_repro", *QUICK],
         cwd=elsewhere,

@@ -1,0 +1,197 @@
+"""Declared tables: what a paper prints, and the overrides of the runs that fill each of its cells. docs/tables.md describes the files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import keys_of
+from ..schema import HERE, UserError, suggest
+
+EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
+KINDS = ("table", "figure", "recipe")
+HEADER = {"title", "citation", "source", "kind", "plot", "seeds", "references", "ratio_to", "columns", "rows", "blocks", "footnotes"}
+BENCHMARK = {"experiment", "dataset", "model"}
+NODE = {"run", "with", "metric", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
+PRINTED = re.compile(r"(?P<value>-?\d[\d.]*)(?: ± (?P<std>[\d.]+))?(?: \((?P<ratio>\d+)%\))?")
+
+Words = tuple[str, ...]  # overrides, each key once
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A cell as the paper prints it; empty strings where it prints nothing."""
+
+    value: str = ""
+    std: str = ""
+    ratio: str = ""  # percent of the reference, in brackets behind the value
+
+    @classmethod
+    def read(cls, text: str) -> Printed:
+        """``91.96 ± 0.3``, ``2780 (156%)``, a word, or ``~`` for nothing."""
+        match = PRINTED.fullmatch(text)
+        return cls(**match.groupdict("")) if match else cls("" if text == "~" else text)
+
+
+@dataclass(frozen=True)
+class Substitute:
+    """What a cell runs at a reduced scale in place of the paper's model, and why."""
+
+    words: Words
+    note: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: where it stands, what the paper says, and the runs that fill it (all but their seeds)."""
+
+    row: str
+    column: str
+    metric: str
+    paper: Printed
+    words: Words  # no run where empty
+    base: Words  # those that say what is learned, without the method: cells with the same are compared
+    quoted: str = ""  # where the paper has it from
+    total: str = ""  # what the paper's count is out of
+    substitutes: Mapping[str, Substitute] = field(default_factory=dict)  # by scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """A declared table, figure or recipe."""
+
+    name: str
+    title: str
+    citation: str
+    source: str
+    kind: str
+    plot: str
+    seeds: int
+    cells: tuple[Cell, ...]
+    references: Mapping[str, Words]  # methods to compare with, by the name they are shown under
+    ratio_to: str
+    footnotes: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[str]:
+        """In the paper's order."""
+        return list(dict.fromkeys(cell.row for cell in self.cells))
+
+    @property
+    def columns(self) -> list[str]:
+        """In the paper's order."""
+        return list(dict.fromkeys(cell.column for cell in self.cells))
+
+    def at(self, row: str, column: str) -> Cell:
+        """The cell of a row and a column."""
+        return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
+
+
+def names(folder: Path = EXPERIMENTS) -> list[str]:
+    """All declared tables, as ``paper/table``."""
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+
+
+def select(wanted: Sequence[str], folder: Path = EXPERIMENTS) -> list[Table]:
+    """The tables of these names; a paper's name stands for all of its tables. UserError for a name that is none."""
+    known, found = names(folder), []
+    for word in wanted:
+        match = [name for name in known if word in (name, name.partition("/")[0])]
+        if not match:
+            raise UserError(f"There is no table {word!r} in {folder}.{suggest(word, known)}")
+        found += [load(folder, name) for name in match]
+    return found
+
+
+@cache
+def load(folder: Path, name: str) -> Table:
+    """The table of ``<folder>/<name>.yaml``; UserError that names the file where it does not fit."""
+    path = folder / f"{name}.yaml"
+    try:
+        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # numbers stay as printed: 96.40
+        return _table(name, content)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise UserError(f"{path}: {said}") from error
+
+
+def _table(name: str, content: dict[str, Any]) -> Table:
+    _known(content, HEADER | NODE)
+    if content["kind"] not in KINDS:
+        raise UserError(f"kind is one of {', '.join(KINDS)}, not {content['kind']!r}.")
+    columns = {label: _node(node) for label, node in content["columns"].items()}
+    blocks = content.get("blocks") or {"": {"rows": content["rows"]}}
+    cells: list[Cell] = []
+    for block, inside in blocks.items():
+        _known(inside, NODE | {"rows"})
+        for row, node in inside["rows"].items():
+            _known(node, NODE | {"paper", "quoted", "cells"})
+            label = f"{block} / {row}" if block else row
+            cells += _cells(label, node, [content, inside, node], columns)
+    references = {label: tuple(words.split()) for label, words in content.get("references", {}).items()}
+    ratio_to = content.get("ratio_to", "")
+    if ratio_to and ratio_to not in references:
+        raise UserError(f"ratio_to: {ratio_to!r} is not among the references.{suggest(ratio_to, references)}")
+    return Table(
+        name, content["title"], content["citation"], content["source"], content["kind"], content.get("plot", ""),
+        int(content["seeds"]), tuple(cells), references, ratio_to, tuple(content.get("footnotes", [])),
+    )  # fmt: skip
+
+
+def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns: dict[str, dict[str, Any]]) -> Iterable[Cell]:
+    printed = row.get("paper") or ["~"] * len(columns)
+    if len(printed) != len(columns):
+        raise UserError(f"row {label!r} has {len(printed)} values for {len(columns)} columns.")
+    exceptions = {column: _node(node) for column, node in row.get("cells", {}).items()}
+    _known(exceptions, columns)
+    for (column, node), text in zip(columns.items(), printed, strict=True):
+        nodes = [*above, node, exceptions.get(column, {})]
+        quoted = row.get("quoted", "")
+        values = {key: value for inner in nodes for key, value in inner.get("with", {}).items()}
+        runs = [inner.get("run", "").format_map(values).split() for inner in nodes]
+        words = distinct(sorted(chain(*runs), key=lambda word: not word.startswith("experiment=")))
+        shared = {next(keys_of([word])) for word in chain(*runs[:2])} - {"optimizer"} | BENCHMARK  # of the table and the block
+        base = tuple(word for word in words if next(keys_of([word])) in shared)
+        yield Cell(
+            label, column, _nearest(nodes, "metric"), Printed.read(text), () if quoted else words, () if quoted else base,
+            quoted, _nearest(nodes, "total"), _substitutes(nodes),
+        )  # fmt: skip
+
+
+def _nearest(nodes: list[dict[str, Any]], key: str) -> str:
+    # A column says what it shows; a row may say it for all its columns (GLUE: Matthews correlation or accuracy).
+    return str(next((node[key] for node in reversed(nodes) if key in node), ""))
+
+
+def _substitutes(nodes: list[dict[str, Any]]) -> dict[str, Substitute]:
+    found: dict[str, Substitute] = {}
+    for node in nodes:
+        for scale, given in node.get("scales", {}).items():
+            _known(given, {"run", "note"})
+            found[scale] = Substitute(tuple(given["run"].split()), given["note"])
+    return found
+
+
+def _node(node: Any) -> dict[str, Any]:
+    node = {"run": node} if isinstance(node, str) else node
+    _known(node, NODE)
+    return dict(node)
+
+
+def _known(node: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in node.keys() - set(known):
+        raise UserError(f"there is no key {key!r}.{suggest(key, known)}")
+
+
+def distinct(words: Iterable[str]) -> Words:
+    """The overrides with each key once; the last one stands."""
+    return tuple({next(keys_of([word])): word for word in words}.values())

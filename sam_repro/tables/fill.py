@@ -1,0 +1,92 @@
+"""Filling a declared table: which finished runs stand in each cell.
+
+Methods are compared within a benchmark (an experiment). All its cells, in one table, show runs of one scale, one device type and one
+precision, so that two of them never mix in a cell nor between cells that are compared. Of the scales, the paper's comes first;
+then the setting with the most runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..train.store import Run
+from .declare import Cell, Table, Words
+from .lookup import DEVICES, SCALES, Request, Setting, Shelf, configuration, precisions, run_id
+
+Runs = Mapping[int, Run]  # by seed
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A cell with its runs, and those of the references it is compared with."""
+
+    cell: Cell
+    setting: Setting | None = None
+    runs: Runs = field(default_factory=dict)
+    references: Mapping[str, Runs] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """All cells of a table, and what is finished but not shown."""
+
+    cells: list[Filled]
+    chosen: dict[Words, Setting]  # by benchmark
+    others: dict[Words, Counter[Setting]]
+
+
+def fill(table: Table, request: Request, shelf: Shelf) -> Filling:
+    """Look up the finished runs of every cell."""
+    found: dict[tuple[Words, Words], dict[Setting, Runs]] = {}
+    counts: dict[Words, Counter[Setting]] = defaultdict(Counter)
+    seeds = request.seeds or tuple(range(table.seeds))
+
+    def look(cell: Cell, words: Words) -> dict[Setting, Runs]:
+        key = (words, tuple(word for substitute in cell.substitutes.values() for word in substitute.words))
+        if key not in found:
+            found[key] = _find(cell, words, seeds, request, shelf)
+            counts[cell.base].update({setting: len(runs) for setting, runs in found[key].items()})
+        return found[key]
+
+    for cell in table.cells:
+        if cell.words:
+            look(cell, cell.words)
+    chosen = {group: _best(settings) for group, settings in counts.items() if settings}
+    others = {group: Counter({s: n for s, n in settings.items() if s != chosen.get(group)}) for group, settings in counts.items()}
+    cells = []
+    for cell in table.cells:
+        setting = chosen.get(cell.base)
+        if not cell.words or setting is None:
+            cells.append(Filled(cell))
+            continue
+        references = {
+            label: look(cell, (*cell.base, *words)).get(setting, {}) for label, words in table.references.items()
+        }  # fmt: skip
+        runs = look(cell, cell.words).get(setting, {})
+        cells.append(Filled(cell, setting if runs else None, runs, references))
+    return Filling(cells, chosen, {group: settings for group, settings in others.items() if settings})
+
+
+def _find(cell: Cell, words: Words, seeds: tuple[int, ...], request: Request, shelf: Shelf) -> dict[Setting, Runs]:
+    found: dict[Setting, Runs] = {}
+    for scale in [request.scale] if request.scale else [scale for scale in SCALES if scale in shelf.scales]:
+        config = configuration(cell, words, scale, request)
+        for device in [request.device.partition(":")[0]] if request.device not in ("", "auto") else DEVICES:
+            for precision in [request.precision] if request.precision else precisions():
+                ids = {seed: run_id(config, seed, device, precision) for seed in seeds} if config else {}
+                runs = {seed: run for seed, one in ids.items() if (run := shelf.finished(one))}
+                if runs:
+                    found[Setting(scale, device, precision)] = runs
+    return found
+
+
+def _best(counts: Counter[Setting]) -> Setting:
+    """The first scale, then the setting with the most runs, then a GPU, then full precision."""
+
+    def rank(setting: Setting) -> tuple[int, int, int, int]:
+        scale = SCALES.index(setting.scale) if setting.scale in SCALES else len(SCALES)
+        return scale, -counts[setting], DEVICES.index(setting.device), precisions().index(setting.precision)
+
+    return min(counts, key=rank)

@@ -1,0 +1,112 @@
+"""From a cell's overrides to its runs: their identities, in the store and in the committed archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from ..config import OUTSIDE, Config, compose, identity, keys_of
+from ..schema import options, read
+from ..train.store import Run
+from .declare import Cell, Words, distinct
+
+SCALES = ("paper", "small")  # shown where the user names none: the first that has runs. A smoke test's numbers mean nothing.
+DEVICES = ("cuda", "cpu")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for on the command line."""
+
+    overrides: Words = ()  # for every run, but those below
+    scale: str = ""
+    device: str = ""
+    precision: str = ""
+    seeds: tuple[int, ...] = ()  # as many as the paper's where empty
+    runs_dir: str = "runs"
+    results_dir: str = "results"
+
+    @property
+    def changes(self) -> Words:
+        """The overrides that make the runs others than the declared ones: no paths."""
+        return tuple(word for word in self.overrides if next(keys_of([word])) not in OUTSIDE)
+
+    @property
+    def words(self) -> Words:
+        """As overrides again, to be shown."""
+        named = (("scale", self.scale), ("device", self.device), ("precision", self.precision))
+        return (*(f"{key}={value}" for key, value in named if value), *self.changes)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cells of one benchmark must share to stand beside each other."""
+
+    scale: str
+    device: str
+    precision: str
+
+    @property
+    def where(self) -> str:
+        """Device and, where it is not the full one, precision: ``cpu bf16``."""
+        return self.device if self.precision == "fp32" else f"{self.device} {self.precision}"
+
+
+class Shelf:
+    """The store of runs, and behind it the archive of those that were reported."""
+
+    def __init__(self, runs_dir: str | Path, results_dir: str | Path) -> None:
+        self.store, self.archive = Path(runs_dir), Path(results_dir) / "runs"
+
+    def finished(self, run_id: str) -> Run | None:
+        """The finished run of this id, if there is one."""
+        for place in (self.store, self.archive):
+            if (place / run_id / "summary.json").exists() and (run := Run(place, run_id)).state == "done":
+                return run
+        return None
+
+    @cached_property
+    def scales(self) -> set[str]:
+        """Of all finished runs: others need not be looked for."""
+        found = [path for place in (self.store, self.archive) for path in place.glob("*/summary.json")]
+        return {json.loads(path.read_text())["scale"] for path in found}
+
+
+def configuration(cell: Cell, words: Words, scale: str, request: Request) -> Config | None:
+    """The configuration of ``words`` in the place of ``cell``; None where its preset is not there (yet)."""
+    wanted = words_of(cell, words, scale, request)
+    return None if absent(wanted) else _composed(wanted)
+
+
+def words_of(cell: Cell, words: Words, scale: str, request: Request) -> Words:
+    """The overrides of a run: the cell's, its substitute's at this scale, and the user's."""
+    substitute = cell.substitutes.get(scale)
+    named = (f"precision={request.precision}",) if request.precision else ()
+    return distinct((*words, *(substitute.words if substitute else ()), f"scale={scale}", *named, *request.overrides))
+
+
+def absent(words: Iterable[str]) -> str:
+    """The first override whose experiment or model does not exist, else an empty string."""
+    for word in words:
+        group, _, option = word.partition("=")
+        if group in ("experiment", "model") and option not in options(group):
+            return word
+    return ""
+
+
+def run_id(config: Config, seed: int, device: str, precision: str = "") -> str:
+    """The identity of a run of this configuration; ``device`` is a resolved one."""
+    return identity({**config, "seed": seed, "device": device, "precision": precision or config["precision"]})
+
+
+def precisions() -> list[str]:
+    """All there are, the full one first."""
+    return list(read("config")["choices"]["precision"])
+
+
+@cache
+def _composed(words: Words) -> Config:
+    return compose(words)

@@ -1,0 +1,51 @@
+"""What a cell can show of a finished run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..schema import UserError, suggest
+from ..train.store import Run
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a run; ``derived`` names what is shown beside it: the percent of a reference, or of all steps."""
+
+    of: Callable[[Run, dict[str, Any]], float | None]  # of the run and its summary
+    digits: int
+    derived: str = ""
+    best: bool = False  # the best epoch's is shown beside the last
+    relative: bool = False  # of the machine or of the training's length: only the derived number compares with the paper's
+
+
+def _lambda_max(run: Run, _: dict[str, Any]) -> float | None:
+    """As ``python -m sam_repro.measure sharpness`` leaves it in the run's directory; None where it was not measured."""
+    path = run.path / "sharpness.json"
+    return float(json.loads(path.read_text())["lambda_max"]) if path.exists() else None
+
+
+METRICS = {
+    "accuracy": Metric(lambda _, s: s["score_last"], 2, best=True),
+    "matthews": Metric(lambda _, s: s["score_last"], 2, best=True),
+    "train_loss": Metric(lambda _, s: s["train_loss"], 4),
+    "images_per_second": Metric(lambda _, s: s["images_per_second"], 1, "images_per_second_ratio", relative=True),
+    "seconds": Metric(lambda _, s: s["seconds"], 0, "seconds_ratio", relative=True),
+    "hours": Metric(lambda _, s: s["seconds"] / 3600, 2, "hours_ratio", relative=True),
+    "sampling_number": Metric(lambda _, s: s["sampling_number"], 0, "sampling_rate", relative=True),
+    "grad_norm": Metric(lambda _, s: s["grad_norm"], 4),
+    "perturbations": Metric(lambda _, s: sum(s["perturbations"].values()), 0),
+    "lambda_max": Metric(_lambda_max, 2),
+    # Equations 8 and 9 of KDD'24 in passes: SGD's step costs a forward pass and a backward pass, which is two forward passes.
+    "predicted_speed": Metric(lambda _, s: 300 * s["steps"] / (s["forward_units"] + 2 * s["backward_units"]), 1),
+}
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this name; UserError if there is none."""
+    if name not in METRICS:
+        raise UserError(f"There is no metric {name!r}.{suggest(name, METRICS)}")
+    return METRICS[name]

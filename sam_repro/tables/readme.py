@@ -1,0 +1,74 @@
+"""The part of a README that shows what the tables came to, from ``results/*.csv``."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+from ..schema import UserError
+from ..train.store import write
+from .declare import EXPERIMENTS, Table, names, select
+from .render import spread, unit
+from .values import COLUMNS, Line
+
+BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
+
+
+def update(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> None:
+    """Rewrite what stands between the markers; UserError where they are not there."""
+    try:
+        text = readme.read_text()
+    except OSError as error:
+        raise UserError(f"{readme} cannot be read: {error.strerror}.") from error
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{readme} needs a line {BEGIN} and after it a line {END}: the tables go between them.")
+    before, _, rest = text.partition(BEGIN)
+    write(readme, f"{before}{BEGIN}\n\n{section(results, readme.parent, folder)}\n{END}{rest.partition(END)[2]}")
+
+
+def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
+    """Every table and figure that has runs, as rows and columns of ours and the paper's values; links are relative to ``base``."""
+    tables, parts = select(names(folder), folder), []
+    for table in tables:
+        path = results / f"{table.name}.csv"
+        if lines := [line for line in read_csv(path) if line.n] if path.exists() else []:
+            parts.append(_table(table, lines, results, os.path.relpath(results, base)))
+    head = f"{len(parts)} of {len(tables)} tables and figures have runs; the rest of `results/` holds the papers' values alone."
+    return f"{head} Bold: ours, mean ± sample standard deviation (seeds).\n\n" + "\n".join(parts)
+
+
+def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:
+    shown = ", ".join(sorted({f"scale {line.scale} on {line.device}" for line in lines}))
+    head = f"**[{table.name}]({where}/{table.name}.md)** {table.title} ({shown})\n"
+    if table.kind == "figure":
+        drawn = (results / f"{table.name}.png").exists()
+        return f"{head}\n![{table.title}]({where}/{table.name}.png)\n" if drawn else head
+    rows, columns = (list(dict.fromkeys(getattr(line, key) for line in lines)) for key in ("row", "column"))
+    text = ["", f"| {' | '.join(['', *columns])} |", f"|{' --- |' * (len(columns) + 1)}"]
+    for row in rows:
+        cells = ["<br>".join(_said(line, table) for line in lines if (line.row, line.column) == (row, column)) for column in columns]
+        text.append(f"| {' | '.join([row, *cells])} |")
+    return head + "\n".join(text) + "\n"
+
+
+def _said(line: Line, table: Table) -> str:
+    relative = unit(line, table)
+    paper = f"; paper {line.paper}{f' ± {line.paper_std}' if line.paper_std else ''}{relative}" if line.paper else ""
+    return f"**{spread(line)}{relative}** ({line.n}){paper}"
+
+
+def read_csv(path: Path) -> list[Line]:
+    """The lines of a rendered table."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}: render it anew.")
+    return [_read(row) for row in rows]
+
+
+def _read(row: dict[str, str]) -> Line:
+    number: Any = float if row["n"] else str  # a recipe has words
+    values: dict[str, Any] = {**row, "mean": number(row["mean"]) if row["mean"] else None, "n": int(row["n"] or 0)}
+    return Line(**{**values, "std": float(row["std"]) if row["std"] else None, "run_ids": tuple(filter(None, row["run_ids"].split(";")))})

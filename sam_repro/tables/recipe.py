@@ -1,0 +1,106 @@
+"""Recipes: what a preset sets, and what its model consists of, beside what the paper prints. No run is needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from ..config import Config
+from ..schema import UserError, suggest
+from .declare import Cell, Table, Words
+from .lookup import Request, configuration
+from .values import Line, Shown
+
+IMAGES = {"imagenet": 1_281_167}  # to train on: what steps of warm-up are counted with
+BASES = {"adamw": "AdamW", "sgd": "SGD", "lamb": "LAMB"}
+
+
+def _warmup_steps(config: Config) -> int | None:
+    """``schedule.warmup`` is in epochs; a schedule in steps says so itself."""
+    schedule, images = config["schedule"], IMAGES.get(config["dataset"]["name"])
+    if "warmup_steps" in schedule:
+        return int(schedule["warmup_steps"])
+    return None if images is None or "warmup" not in schedule else round(schedule["warmup"] * math.ceil(images / config["batch_size"]))
+
+
+SETTINGS: dict[str, Callable[[Config], Any]] = {
+    "resolution": lambda c: c["dataset"].get("resolution", c["dataset"].get("size")),
+    "batch_size": lambda c: c["batch_size"],
+    "epochs": lambda c: c["epochs"],
+    "warmup_steps": _warmup_steps,
+    "lr": lambda c: c["lr"],
+    "decay": lambda c: c["schedule"]["name"],
+    "base": lambda c: BASES.get(c["base"]["name"], c["base"]["name"]),
+    "rho": lambda c: c["optimizer"]["where"].get("rho") if c["optimizer"]["when"]["name"] != "never" else None,
+    "alpha": lambda c: c["optimizer"]["between"].get("alpha"),
+    "weight_decay": lambda c: c["weight_decay"],
+    "clip": lambda c: c["clip"],
+}
+PARTS: dict[str, Callable[[Any], Any]] = {
+    "parameters": lambda model: f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M",
+    "patch": lambda model: "×".join(map(str, _embedding(model).kernel_size)),
+    "sequence": lambda model: math.prod(224 // size for size in _embedding(model).kernel_size),
+    "hidden": lambda model: _embedding(model).out_channels,
+    "heads": lambda model: _attention(model)[0].num_heads,
+    "layers": lambda model: len(_attention(model)),
+}
+
+
+def recipe(table: Table, request: Request) -> list[Shown]:
+    """Every cell of a recipe; ours is empty where the preset or the model is not there (yet)."""
+    return [Shown(cell, _line(cell, request)) for cell in table.cells]
+
+
+def agrees(line: Line) -> bool | None:
+    """Whether ours is what the paper prints, to its digits; None where one of them says nothing."""
+    if not line.paper or line.mean in (None, ""):
+        return None
+    ours, theirs = (_plain(str(text)) for text in (line.mean, line.paper))
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return ours == theirs or (line.paper.endswith("M") and round(ours) == theirs)
+    return ours == theirs
+
+
+def _line(cell: Cell, request: Request) -> Line:
+    config = configuration(cell, cell.words, "paper", request)
+    dataset, model, method = ("", "", "") if config is None else (config[part]["name"] for part in ("dataset", "model", "optimizer"))
+    value = None if config is None else _value(cell, config)
+    ours = None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return Line(cell.row, cell.column, cell.metric, dataset, model, method, cell.paper.value, "", ours, None, 0, "", "", ())
+
+
+def _value(cell: Cell, config: Config) -> Any:
+    if cell.metric in SETTINGS:
+        return SETTINGS[cell.metric](config)
+    if cell.metric in PARTS:
+        return PARTS[cell.metric](_model(tuple((key, value) for key, value in config["model"].items() if key != "pretrained")))
+    raise UserError(f"There is no setting {cell.metric!r}.{suggest(cell.metric, [*SETTINGS, *PARTS])}")
+
+
+@cache
+def _model(fields: Words) -> Any:
+    """The model for ImageNet's 1000 classes, without memory for its weights."""
+    import torch
+
+    from ..models import create
+
+    with torch.device("meta"):
+        return create(num_classes=1000, **dict(fields))  # type: ignore[arg-type]
+
+
+def _embedding(model: Any) -> Any:
+    """The convolution that cuts the image into patches."""
+    return next(module for module in model.modules() if hasattr(module, "kernel_size"))
+
+
+def _attention(model: Any) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "num_heads") and hasattr(module, "qkv")]
+
+
+def _plain(text: str) -> float | str:
+    try:
+        return float(text.removesuffix("M"))
+    except ValueError:
+        return text.lower()

@@ -1,0 +1,165 @@
+"""A filled table as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+
+from .declare import Table
+from .metrics import METRICS
+from .recipe import agrees
+from .sheet import Sheet
+from .values import COLUMNS, Line, Shown, number
+
+LEGEND = {
+    "table": (
+        "Bold: ours, the mean ± sample standard deviation (number of seeds) of the last epoch; then the mean of the best epochs, the "
+        "paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a shared one on its other "
+        "users too: what compares is the ratio, and Δ is that of the ratios."
+    ),
+    "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
+}
+LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "^": r"\^{}", "±": r"$\pm$", "×": r"$\times$",
+         "α": r"$\alpha$", "γ": r"$\gamma$", "ρ": r"$\rho$", "λ": r"$\lambda$", "Δ": r"$\Delta$", "−": "$-$",
+         "¹": r"\textsuperscript{1}", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}"}  # fmt: skip
+
+
+def as_csv(lines: Iterable[Line]) -> str:
+    """One line a number; the columns are ``values.COLUMNS``."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for line in lines:
+        values = {**line.__dict__, "mean": number(line.mean), "std": number(line.std), "n": line.n or "", "run_ids": ";".join(line.run_ids)}
+        writer.writerow([values[column] for column in COLUMNS])
+    return text.getvalue()
+
+
+def as_markdown(sheet: Sheet, pictures: bool) -> str:
+    """The table as a page: what it is, how it is made, ours beside the paper's, footnotes."""
+    table, fill, render = sheet.table, command(sheet, "run"), command(sheet, "report")
+    parts = [f"# {table.name}: {table.title}", f"{table.source} of: {table.citation}"]
+    parts.append(f"Filled by `{fill}`, rendered by `{render}`." if table.kind != "recipe" else f"Checked and rendered by `{render}`.")
+    if pictures:
+        picture = table.name.rpartition("/")[2]
+        parts.append(f"![{table.title}]({picture}.png)\n\n{caption(sheet)} ([SVG]({picture}.svg))")
+    parts.append("\n".join(f"- {note}" for note in sheet.notes or ["No runs yet: the paper's values alone."]))
+    parts += [matrix(sheet), LEGEND["recipe" if table.kind == "recipe" else "table"]]
+    if sheet.tests:
+        parts.append(tests(sheet))
+    parts.append("\n".join(f"- {note}" for note in table.footnotes))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def command(sheet: Sheet, verb: str) -> str:
+    """The command line that runs or reports the table as it was asked for."""
+    return " ".join(["python -m sam_repro.tables", verb, sheet.table.name, *sheet.request.words])
+
+
+def caption(sheet: Sheet) -> str:
+    """What a figure shows, of which paper, at which scale, and by which command."""
+    table = sheet.table
+    scales = sorted({f"scale {one.setting.scale}, {one.setting.where}" for one in sheet.filled if one.setting})
+    ours = "what the presets set" if table.kind == "recipe" else "; ".join(scales) or "no runs yet"
+    return f"{table.title}. {table.source} of {table.citation.rstrip('.')}. Ours: {ours}; {command(sheet, 'report')}"
+
+
+def matrix(sheet: Sheet, rows: list[str] | None = None) -> str:
+    """Rows and columns as the paper prints them."""
+    table = sheet.table
+    head = ["", *table.columns]
+    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for row in rows or table.rows:
+        cells = ["<br>".join(told(sheet, sheet.at(row, column))) for column in table.columns]
+        lines.append(f"| {' | '.join([row, *cells])} |")
+    return "\n".join(lines)
+
+
+def told(sheet: Sheet, cell: Shown) -> list[str]:
+    """The lines of a cell of the page: ours, best, ratio, the paper's, difference; those that there are."""
+    line, derived = cell.line, cell.derived
+    if sheet.table.kind == "recipe":
+        sign = {True: " ✓", False: " ✗", None: ""}[agrees(line)]
+        said = [f"**{line.mean}**{sign}"] if line.mean is not None else []
+        return [*said, *([f"paper {line.paper}"] if line.paper and sign != " ✓" else [])]
+    found = [ours(line)] if line.n else []
+    if cell.best is not None:
+        found.append(f"best {cell.best:.{digits(line)}f}")
+    if derived and derived.n:
+        found.append(f"{spread(derived)}{unit(derived, sheet.table)}")
+    if line.paper:
+        ratio = f", {derived.paper}{unit(derived, sheet.table)}" if derived and derived.paper else ""
+        found.append(
+            f"paper {line.paper}{f' ± {line.paper_std}' if line.paper_std else ''}{ratio}{' (quoted)' if cell.cell.quoted else ''}"
+        )
+    return [*found, *difference(cell)]
+
+
+def ours(line: Line) -> str:
+    """``**62.31 ± 0.40** (2)``."""
+    return f"**{spread(line)}** ({line.n})"
+
+
+def spread(line: Line) -> str:
+    """``62.31 ± 0.40``, with as many digits as the metric has."""
+    return f"{line.mean:,.{digits(line)}f}" + ("" if line.std is None else f" ± {line.std:,.{digits(line)}f}")
+
+
+def unit(line: Line, table: Table) -> str:
+    """What a ratio is relative to; empty for other numbers."""
+    return f" % of {table.ratio_to}" if line.metric.endswith("_ratio") else " % of steps" if line.metric.endswith("_rate") else ""
+
+
+def difference(cell: Shown) -> list[str]:
+    """Ours less the paper's; of speeds and counts that of the ratios, which alone compare."""
+    line = cell.derived if METRICS[cell.cell.metric].relative else cell.line
+    if line is None or not line.n or not line.paper or isinstance(line.mean, str):
+        return []
+    return [f"Δ {(line.mean or 0.0) - float(line.paper):+.{digits(line)}f}".replace("-", "−")]
+
+
+def digits(line: Line) -> int:
+    """Decimals of a metric; ratios have one."""
+    return METRICS[line.metric].digits if line.metric in METRICS else 1
+
+
+def tests(sheet: Sheet) -> str:
+    """The paired tests as a table."""
+    lines = [
+        "Paired t-tests over seeds (scipy.stats.ttest_rel, two-sided):\n",
+        "| | | against | n | mean difference | t | p |",
+        f"|{' --- |' * 7}",
+    ]
+    for test in sheet.tests:
+        values = f"{test.n} | {test.difference:+.3f} | {test.t:.2f} | {test.p:.3f}".replace("-", "−")
+        lines.append(f"| {test.row} | {test.column} | {test.against} | {values} |")
+    return "\n".join(lines)
+
+
+def as_latex(sheet: Sheet, pictures: bool) -> str:
+    """A ``table`` for a paper, ours with the paper's value in brackets; a figure's picture above it."""
+    table = sheet.table
+    rows = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\hline", _row(["", *table.columns]), r"\hline"]
+    rows += [_row([row, *(_latex_cell(sheet.at(row, column)) for column in table.columns)]) for row in table.rows]
+    picture = [rf"\includegraphics[width=\linewidth]{{{table.name.rpartition('/')[2]}}}\\"] if pictures else []
+    said = _escaped(f"{caption(sheet)}. Ours, and in brackets the paper's.")
+    label = rf"\label{{{table.name.replace('/', ':')}}}"
+    return "\n".join(
+        [r"\begin{table}", r"\centering", *picture, *rows, r"\hline", r"\end{tabular}", rf"\caption{{{said}}}", label, r"\end{table}", ""]
+    )
+
+
+def _latex_cell(cell: Shown) -> str:
+    line = cell.line
+    mean = (spread(line) if line.n else "") if line.mean is None or isinstance(line.mean, float) else line.mean
+    paper = line.paper + (f" ± {line.paper_std}" if line.paper_std else "")
+    return " ".join([*([mean] if mean else []), *([f"({paper})"] if paper else [])])
+
+
+def _row(cells: list[str]) -> str:
+    return " & ".join(map(_escaped, cells)) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)

@@ -1,0 +1,105 @@
+"""Writing a table's files, and keeping the runs they came from beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import yaml
+
+from ..config import OUTSIDE, keys_of
+from ..schema import UserError
+from ..train.store import LAYER_COLUMNS, Run, write
+from .declare import Table
+from .lookup import Request, Shelf
+from .render import as_csv, as_latex, as_markdown
+from .sheet import Sheet, sheet
+
+POINTS = 2000  # more steps than a figure can show are not kept
+
+
+def report(table: Table, request: Request, shelf: Shelf) -> Sheet:
+    """Render a table into ``<results_dir>/<paper>/``, and put the runs it shows into the archive."""
+    filled = sheet(table, request, shelf)
+    path = Path(request.results_dir) / table.name
+    pictures = _draw(filled, path)
+    write(path.with_suffix(".csv"), as_csv(filled.lines))
+    write(path.with_suffix(".md"), as_markdown(filled, pictures))
+    write(path.with_suffix(".tex"), as_latex(filled, pictures))
+    for run in filled.runs.values():
+        if run.path.parent != shelf.archive:
+            archive(run, shelf.archive)
+    return filled
+
+
+def _draw(filled: Sheet, path: Path) -> bool:
+    """Write the figure's PNG and SVG; those of a figure that shows nothing (any more) are removed."""
+    figure = None
+    if filled.table.plot:
+        try:
+            from .figures import draw
+        except ImportError as error:
+            raise UserError("The figures need matplotlib: pip install 'sam-repro[figures]'.") from error
+
+        figure = draw(filled)
+    for kind in ("png", "svg"):
+        if figure is None:
+            path.with_suffix(f".{kind}").unlink(missing_ok=True)
+        else:
+            write(path.with_suffix(f".{kind}"), _picture(figure, kind))
+    return figure is not None
+
+
+def _picture(figure: object, kind: str) -> bytes:
+    content = io.BytesIO()
+    # Without the date, the same runs give the same file.
+    figure.savefig(content, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {})  # type: ignore[attr-defined]
+    return content.getvalue()
+
+
+def archive(run: Run, place: Path) -> None:
+    """Copy what a finished run showed, but for its weights and for what is true of this machine only."""
+    status = {key: value for key, value in run.status.items() if key not in ("host", "pid")}
+    status["command"] = " ".join(word for word in status.get("command", "").split() if next(keys_of([word])) not in OUTSIDE)
+    config = {key: value for key, value in run.config.items() if key not in OUTSIDE}
+    files = {
+        "config.yaml": yaml.safe_dump(config, sort_keys=False),
+        "metrics.jsonl": (run.path / "metrics.jsonl").read_text(),
+        "layers.csv": _short(run),
+        **{path.relative_to(run.path).as_posix(): path.read_text() for path in measured(run)},
+        **({"steps.csv": _steps(run.path / "steps.csv")} if (run.path / "steps.csv").exists() else {}),
+        "status.json": json.dumps(status, indent=2) + "\n",
+        "summary.json": (run.path / "summary.json").read_text(),
+    }
+    for name, content in files.items():
+        target = place / run.id / name
+        if not target.exists() or target.read_text() != content:
+            write(target, content)
+
+
+def measured(run: Run) -> list[Path]:
+    """What was measured on the finished run."""
+    return [*sorted(run.path.glob("sharpness.json")), *sorted(run.path.glob("landscape/*.json"))]
+
+
+def _short(run: Run) -> str:
+    """``layers.csv`` with norms of five digits: they are drawn, and a deep model has many."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, LAYER_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "grad_norm": f"{row['grad_norm']:.5g}"} for row in run.layers())
+    return text.getvalue()
+
+
+def thinned(path: Path) -> list[dict[str, str]]:
+    """The steps of a ``steps.csv`` that have both norms of vSAM's Figure 2, at most 2,000 of them."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["plain_norm"] and row["psf_norm"]]
+    return rows[:: -(-len(rows) // POINTS) or 1]
+
+
+def _steps(path: Path) -> str:
+    columns = ("step", "plain_norm", "psf_norm")
+    return "".join(",".join(row) + "\n" for row in [columns, *([row[column] for column in columns] for row in thinned(path))])

@@ -1,0 +1,102 @@
+"""A table filled: its cells' numbers, tests, and what has to be said about them; from the store and the archive alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..schema import read
+from ..train.store import Run
+from .declare import Cell, Table, Words
+from .fill import Filled, Filling, fill
+from .lookup import Request, Setting, Shelf, absent
+from .recipe import recipe
+from .values import Comparison, Line, Shown, comparisons, shown
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """All that is rendered of a table."""
+
+    table: Table
+    request: Request
+    cells: list[Shown]
+    filled: list[Filled]  # empty for a recipe
+    tests: list[Comparison]
+    notes: list[str]
+
+    @property
+    def lines(self) -> list[Line]:
+        """Of the CSV."""
+        return [line for cell in self.cells for line in (cell.line, cell.derived) if line is not None]
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All that is shown, references included, by id."""
+        every = [runs for cell in self.filled for runs in (cell.runs, *cell.references.values())]
+        return {run.id: run for runs in every for run in runs.values()}
+
+    def at(self, row: str, column: str) -> Shown:
+        """The cell of a row and a column."""
+        return next(cell for cell in self.cells if (cell.cell.row, cell.cell.column) == (row, column))
+
+
+def sheet(table: Table, request: Request, shelf: Shelf) -> Sheet:
+    """Look up everything that a table shows."""
+    if table.kind == "recipe":
+        return Sheet(table, request, recipe(table, request), [], [], _missing(table))
+    filling = fill(table, request, shelf)
+    cells = [shown(table, filled, request) for filled in filling.cells]
+    tests = [test for filled in filling.cells for test in comparisons(filled)]
+    return Sheet(table, request, cells, filling.cells, tests, _notes(table, filling, request))
+
+
+def _notes(table: Table, filling: Filling, request: Request) -> list[str]:
+    notes = []
+    for group, setting in filling.chosen.items():
+        runs = {run.id: run for one in filling.cells if _in(one.cell, group) for run in one.runs.values()}
+        seeds = sorted({seed for one in filling.cells if _in(one.cell, group) for seed in one.runs})
+        notes.append(
+            f"`{' '.join(group)}`: {describe(setting)}, {_from(list(runs.values()))}; {len(runs)} run{'s' * (len(runs) != 1)}, "
+            f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}; filled by `{_filled_by(table, setting, request)}`."
+        )
+        notes += [f"At scale {setting.scale}: {note}." for note in _substitutions(table, group, setting)]
+    if request.changes:
+        notes.append(f"All runs with `{' '.join(request.changes)}`, which is not the paper's setting.")
+    for group, settings in filling.others.items():
+        counted = ", ".join(f"{count} of scale {setting.scale} on {setting.where}" for setting, count in settings.items())
+        notes.append(f"Also finished for `{' '.join(group)}`, not shown: {counted}.")
+    return [*notes, *_missing(table)]
+
+
+def describe(setting: Setting) -> str:
+    """``scale small (epochs x 0.2, data x 0.1), cpu bf16``."""
+    scale = read(f"scale/{setting.scale}")
+    factors = "" if setting.scale == "paper" else f" (epochs x {scale['epochs']:g}, data x {scale['data']:g})"
+    return f"scale {setting.scale}{factors}, {setting.where}"
+
+
+def _from(runs: list[Run]) -> str:
+    """Hardware, dates and commits of runs."""
+    hardware = sorted({run.summary["hardware"] for run in runs})
+    dates = sorted({str(run.status.get("ended", ""))[:10] for run in runs})
+    commits = sorted({str(run.status.get("commit") or "unknown") for run in runs})
+    return f"{' and '.join(hardware)}, {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}"
+
+
+def _substitutions(table: Table, group: Words, setting: Setting) -> list[str]:
+    found = [cell.substitutes[setting.scale].note for cell in table.cells if _in(cell, group) and setting.scale in cell.substitutes]
+    return list(dict.fromkeys(found))
+
+
+def _missing(table: Table) -> list[str]:
+    words = list(dict.fromkeys(word for cell in table.cells if (word := absent(cell.words))))
+    return [f"Not there (yet), so without runs: `{'`, `'.join(words)}`."] if words else []
+
+
+def _in(cell: Cell, group: Words) -> bool:
+    return bool(cell.words) and cell.base == group
+
+
+def _filled_by(table: Table, setting: Setting, request: Request) -> str:
+    named = [f"{key}={value}" for key, value in setting.__dict__.items() if value not in ("paper", "fp32")]
+    return " ".join(["python -m sam_repro.tables run", table.name, *named, *request.changes])

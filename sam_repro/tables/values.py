@@ -1,0 +1,147 @@
+"""The numbers of a table: mean and deviation over seeds, ratios to a reference, paired tests; a line of the CSV for each."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..config import Config
+from .declare import Cell, Printed, Table
+from .fill import Filled, Runs
+from .lookup import Request, absent, configuration
+from .metrics import metric_of
+
+COLUMNS = (
+    "row", "column", "metric", "dataset", "model", "optimizer", "paper", "paper_std", "mean", "std", "n", "scale", "device", "run_ids",
+)  # fmt: skip
+TESTED = 3  # pairs that a paired test needs
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the CSV: one number of one cell, the paper's and ours. ``mean`` is a word where a recipe sets one."""
+
+    row: str
+    column: str
+    metric: str
+    dataset: str
+    model: str
+    optimizer: str
+    paper: str
+    paper_std: str
+    mean: float | str | None
+    std: float | None
+    n: int
+    scale: str
+    device: str
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell ready to be rendered."""
+
+    cell: Cell
+    line: Line
+    derived: Line | None = None  # the ratio to the reference, or the share of steps
+    best: float | None = None  # mean of the best epochs, where the metric has one
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired t-test of a cell with a reference: the same seeds."""
+
+    row: str
+    column: str
+    against: str
+    n: int
+    difference: float
+    t: float
+    p: float
+
+
+def shown(table: Table, filled: Filled, request: Request) -> Shown:
+    """The numbers of a cell."""
+    cell, metric = filled.cell, metric_of(filled.cell.metric)
+    values = measured(filled.runs, cell.metric)
+    line = _line(filled, cell.metric, cell.paper, values, request)
+    best = statistics.fmean(filled.runs[seed].summary["score_best"] for seed in values) if metric.best and values else None
+    derived = None
+    if cell.metric == "sampling_number":
+        rates = {seed: 100 * value / filled.runs[seed].summary["steps"] for seed, value in values.items()}
+        derived = _line(filled, metric.derived, Printed(_percent(cell.paper.value, cell.total)), rates, request)
+    elif metric.derived and table.ratio_to:
+        reference = measured(filled.references.get(table.ratio_to, {}), cell.metric)
+        ratios = {seed: 100 * value / reference[seed] for seed, value in values.items() if seed in reference}
+        derived = _line(filled, metric.derived, Printed(_paper_ratio(table, cell)), ratios, request)
+    return Shown(cell, line, derived, best)
+
+
+def comparisons(filled: Filled) -> list[Comparison]:
+    """The paired tests of a cell with its references; none of too few pairs, nor of the reference itself, nor without deviation."""
+    if metric_of(filled.cell.metric).relative:
+        return []
+    ours, found = measured(filled.runs, filled.cell.metric), []
+    for label, runs in filled.references.items():
+        theirs = measured(runs, filled.cell.metric)
+        pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+        same = {run.id for run in runs.values()} == {run.id for run in filled.runs.values()}
+        if len(pairs) >= TESTED and not same and len({a - b for a, b in pairs}) > 1:
+            found.append(Comparison(filled.cell.row, filled.cell.column, label, len(pairs), *_paired(pairs)))
+    return found
+
+
+def _paired(pairs: list[tuple[float, float]]) -> tuple[float, float, float]:
+    from scipy.stats import ttest_rel
+
+    result = ttest_rel(*zip(*pairs, strict=True))
+    return statistics.fmean(a - b for a, b in pairs), float(result.statistic), float(result.pvalue)
+
+
+def measured(runs: Runs, metric: str) -> dict[int, float]:
+    """The metric by seed, of the runs that have it."""
+    values = {seed: metric_of(metric).of(run, run.summary) for seed, run in runs.items()}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _line(filled: Filled, metric: str, paper: Printed, values: Mapping[int, float], request: Request) -> Line:
+    cell, runs = filled.cell, [filled.runs[seed] for seed in values]
+    what = runs[0].summary if runs else _declared(cell, request)
+    return Line(
+        cell.row, cell.column, metric, what["dataset"], what["model"], what["optimizer"], paper.value, paper.std,
+        mean=statistics.fmean(values.values()) if values else None,
+        std=statistics.stdev(values.values()) if len(values) > 1 else None,
+        n=len(values),
+        scale=filled.setting.scale if values and filled.setting else "",
+        device=filled.setting.where if values and filled.setting else "",
+        run_ids=tuple(run.id for run in runs),
+    )  # fmt: skip
+
+
+def _declared(cell: Cell, request: Request) -> dict[str, str]:
+    """What a cell without runs is about, as far as its preset is there."""
+    config: Config | None = configuration(cell, cell.words, "paper", request) if cell.words and not absent(cell.words) else None
+    if config is None:
+        return {"dataset": "", "model": "", "optimizer": "quoted" if cell.quoted else ""}
+    model = config["model"]
+    return {"dataset": config["dataset"]["name"], "model": model.get("arch", model["name"]), "optimizer": config["optimizer"]["name"]}
+
+
+def _percent(value: str, total: str) -> str:
+    return f"{100 * float(value) / float(total):.1f}" if value and total else ""
+
+
+def _paper_ratio(table: Table, cell: Cell) -> str:
+    """Printed by the paper, or from the printed numbers of the cell and of the table's reference for its benchmark."""
+    if cell.paper.ratio or not cell.words:
+        return cell.paper.ratio
+    reference = {*cell.base, *table.references[table.ratio_to]}
+    same = [other for other in table.cells if set(other.words) == reference and other.metric == cell.metric and other.paper.value]
+    return _percent(cell.paper.value, same[0].paper.value) if same else ""
+
+
+def number(value: float | str | None) -> str:
+    """As the CSV has it."""
+    return value if isinstance(value, str) else "" if value is None else f"{round(value, 6):.12g}" if math.isfinite(value) else str(value)

@@ -1,0 +1,216 @@
+"""Running what a table lacks: each run a process of the ordinary command, several at a time, each with its share of the machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from ..config import Config
+from ..schema import UserError
+from ..tracking.console import clock, console
+from ..train.store import Run
+from .declare import Cell, Table, Words
+from .lookup import Request, Shelf, configuration, run_id, words_of
+
+PATIENCE = 60  # seconds that a process has to write its checkpoint once it is told to stop
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a table."""
+
+    run: Run
+    config: Config
+    words: Words  # of the command, but for where and with which seed
+    base: Words  # those that say what is learned
+    seed: int
+    label: str
+
+    @property
+    def done_epochs(self) -> int:
+        """Epochs that need not be run any more."""
+        return len(self.run.metrics())
+
+    def command(self, request: Request) -> list[str]:
+        """The ordinary command of this run."""
+        device = [f"device={request.device}"] if request.device else []
+        return [sys.executable, "-m", "sam_repro", *self.words, f"seed={self.seed}", *device, f"runs_dir={request.runs_dir}"]
+
+
+def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]:
+    """The runs of the tables' cells and references, each once; the first seed of all of them before the second."""
+    device, scale = device_type(request.device), request.scale or "paper"
+    found: dict[str, Task] = {}
+    for table in tables:
+        for cell, label, words in _wanted(table):
+            config = configuration(cell, words, scale, request)
+            if config is None:
+                continue
+            for seed in request.seeds or range(table.seeds):
+                one = run_id(config, seed, device)
+                run = shelf.finished(one) or Run(request.runs_dir, one)
+                found.setdefault(one, Task(run, config, words_of(cell, words, scale, request), cell.base, seed, label))
+    return sorted(found.values(), key=lambda task: task.seed)
+
+
+def _wanted(table: Table) -> Iterator[tuple[Cell, str, Words]]:
+    """The cells that take a run, with a label and overrides; after them the references, in the place of each cell."""
+    cells = [cell for cell in table.cells if cell.words and table.kind != "recipe"]
+    for cell in cells:
+        yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.words
+    for cell in cells:
+        for label, words in table.references.items():
+            yield cell, f"{label} (reference)", (*cell.base, *words)
+
+
+def device_type(name: str) -> str:
+    """``cpu`` or ``cuda``; asks torch only where the name leaves it open."""
+    if name in ("", "auto"):
+        from ..train.job import resolve_device
+
+        name = resolve_device({"device": "auto"})["device"]
+    return name.partition(":")[0]
+
+
+def time_left(todo: Iterable[Task], known: Iterable[Task]) -> tuple[float, int]:
+    """Seconds that the runs need one after the other, and how many there are of which nothing like them has been timed.
+
+    An epoch takes as long as those of the same command; else as those of the same benchmark.
+    """
+    paces: dict[Words, list[float]] = {}
+    for task in known:
+        if seconds := [row["seconds"] for row in task.run.metrics()]:
+            for key in (task.words, task.base):
+                paces.setdefault(key, []).append(statistics.fmean(seconds))
+    total, unknown = 0.0, 0
+    for task in todo:
+        pace = paces.get(task.words) or paces.get(task.base)
+        total += statistics.fmean(pace) * (task.config["epochs"] - task.done_epochs) if pace else 0.0
+        unknown += not pace
+    return total, unknown
+
+
+def places(request: Request, jobs: int) -> list[dict[str, str]]:
+    """The environment of each process that may run at a time: its GPU, its share of the CPU's threads."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus: list[str] = []
+    if device_type(request.device) == "cuda" and ":" not in request.device:
+        import torch
+
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    jobs = jobs or max(1, len(gpus))
+    shared = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
+    return [{**shared, **({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {})} for index in range(jobs)]
+
+
+class Work:
+    """The processes of a table's runs, and how far they are."""
+
+    def __init__(self, todo: list[Task], known: list[Task], request: Request, environments: list[dict[str, str]]) -> None:
+        self.waiting, self.known, self.request, self.free = list(todo), known, request, list(environments)
+        self.total, self.jobs = len(todo), len(environments)
+        self.running: dict[subprocess.Popen[bytes], tuple[Task, dict[str, str], float]] = {}
+        self.failed: list[Task] = []
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[left]}"),
+            console=console, disable=not console.is_terminal, transient=True,
+        )  # fmt: skip
+
+    def go(self) -> list[Task]:
+        """Run everything; returns what did not finish. Ctrl-C and SIGTERM stop the processes, which save what they have."""
+        before = signal.signal(signal.SIGTERM, _interrupt)
+        epochs = sum(task.config["epochs"] for task in self.waiting)
+        try:
+            with self._bar:
+                bar, shown = self._bar.add_task("", total=epochs, left=""), 0.0
+                everything = list(self.waiting)
+                while self.waiting or self.running:
+                    self._start()
+                    time.sleep(0.1)
+                    self._collect()
+                    if not self._bar.disable and time.monotonic() - shown > 2:
+                        shown = time.monotonic()
+                        self._bar.update(
+                            bar, completed=sum(task.done_epochs for task in everything), description=self._state(), left=self._left()
+                        )  # fmt: skip
+        except BaseException:
+            self._stop()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return self.failed
+
+    def _start(self) -> None:
+        while self.free and self.waiting:
+            task, environment = self.waiting.pop(0), self.free.pop(0)
+            log = _log(task)
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as file:  # a session of its own: Ctrl-C reaches us alone, and we stop it
+                process = subprocess.Popen(
+                    task.command(self.request), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                    env={**os.environ, **environment}, start_new_session=True,
+                )  # fmt: skip
+            self.running[process] = (task, environment, time.monotonic())
+
+    def _collect(self) -> None:
+        for process in [process for process in self.running if process.poll() is not None]:
+            task, environment, started = self.running.pop(process)
+            self.free.append(environment)
+            took = clock(time.monotonic() - started)
+            if task.run.state == "done":
+                said = f"done in {took}: {task.run.summary['metric']} {task.run.summary['score_last']:.2f}"
+            else:
+                self.failed.append(task)
+                said = f"{task.run.state} after {took}: {_last_line(_log(task))}"
+            over = self.total - len(self.waiting) - len(self.running)
+            console.print(f"[{over}/{self.total}] {task.run.id} {said}  ({task.label}, seed {task.seed}){self._left()}")
+
+    def _state(self) -> str:
+        done = self.total - len(self.waiting) - len(self.running) - len(self.failed)
+        return f"{done}/{self.total} runs" + (f", {len(self.failed)} failed" if self.failed else "")
+
+    def _left(self) -> str:
+        todo = [*self.waiting, *(task for task, *_ in self.running.values())]
+        seconds, unknown = time_left(todo, self.known)
+        return f"  left about {clock(seconds / self.jobs)}" if todo and not unknown else ""
+
+    def _stop(self) -> None:
+        for process in self.running:
+            process.terminate()
+        deadline = time.monotonic() + PATIENCE
+        for process in self.running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def default_jobs(text: str) -> int:
+    """The value of ``jobs=``; 0 where none was given: as many as there are GPUs."""
+    if not text.isdecimal() or int(text) > 1024:
+        raise UserError(f"jobs={text} is the number of processes at a time, as in jobs=2.")
+    return int(text)
+
+
+def _log(task: Task) -> Path:
+    return task.run.path.parent / ".logs" / f"{task.run.id}.txt"
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"it said nothing in {path}"
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
