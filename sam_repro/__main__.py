@@ -39,6 +39,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
     from .dry_run import dry_run  # these import torch: not before the configuration is known to be right
     from .tracking.console import console, show_summary
+    from .tracking.follow import show_finished
     from .train.job import resolve_device
     from .train.loop import train
 
@@ -50,6 +51,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
         show_summary(run.summary, str(run.path))
+        show_finished(config, run)
         return
     verb = "resumes" if run.checkpoint.exists() and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):

@@ -13,13 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, kind, options, read, reference, suggest, typed
+from .tracking import check
 
 NUMERICS = 1  # raised when a fix changes the numbers a configuration gives: old runs are then other runs
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
 DEVICE = r"auto|cpu|cuda(:\d+)?"
 # Where a run lies and how it is watched: no part of what it is.
-OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run")
+OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "logger", "wandb")
 
 Config = dict[str, Any]
 
@@ -128,6 +129,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
         config[key] = known.checked(key, key, resolved[key])
     if not re.fullmatch(DEVICE, config["device"]):
         raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check(config["logger"], config["wandb"])
 
     unread = {f"optimizer.{key}" for key in resolved["optimizer"].keys() - config["optimizer"].keys()}
     for key in sorted((unread | resolved.keys() - config.keys()) & given - set(GROUPS)):

@@ -135,7 +135,14 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
         if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
             raise UserError(f"{name}={value} is out of range: {name} is {f'at least {low}' if high == math.inf else f'{low} to {high}'}.")
         return value
-    said = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", dict: "a group of keys"}
+    said = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        dict: "a group of keys",
+        list: "a list, as in [a,b]",
+    }
     also = f" or {', '.join(map(str, words))}" if words else ""
     raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {value!r}.")
 

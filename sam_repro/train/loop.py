@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_
 from ..optim import HostCopy, Report
 from ..schema import UserError
 from ..tracking.console import Display
+from ..tracking.follow import follow
 from .job import Config, Job
 from .score import METRICS, accuracy, autocast, evaluate
 from .store import Row, Run, versions
@@ -38,21 +39,22 @@ def train(config: Config, run: Run) -> Row:
         )
     steps = len(job.batches)
 
-    with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
-        while job.epoch < config["epochs"]:
-            epoch = EpochRecord(job)
-            train_epoch(job, epoch, display)
-            row, layer_rows = epoch.close()
-            scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
-            row["score"] = scores.pop(job.dataset.metrics[0])
-            metrics.append({**row, **scores, "split": job.split})
-            layers += layer_rows
-            run.record(metrics, layers)
-            job.save(run.checkpoint)
-            display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
-
-    summary = summarise(run.id, job, metrics, layers)
-    run.finish(summary)
+    with follow(config, run) as show:
+        with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
+            while job.epoch < config["epochs"]:
+                epoch = EpochRecord(job)
+                train_epoch(job, epoch, display)
+                row, layer_rows = epoch.close()
+                scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+                row["score"] = scores.pop(job.dataset.metrics[0])
+                metrics.append({**row, **scores, "split": job.split})
+                layers += layer_rows
+                run.record(metrics, layers)
+                job.save(run.checkpoint)
+                display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
+                show()
+        summary = summarise(run.id, job, metrics, layers)
+        run.finish(summary)
     return summary
 
 

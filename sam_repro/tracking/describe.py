@@ -1,0 +1,51 @@
+"""What a run is called in a tracker, and which runs it stands beside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import OUTSIDE
+from ..train.store import Run
+
+Row = dict[str, Any]
+
+
+def identity_of(config: Row, run: Run) -> Row:
+    """The configuration without paths and the like, with the run's id and method, and its command, commit and host."""
+    status = run.status
+    known = {key: status.get(key) for key in ("command", "commit", "host")}
+    return {
+        "run_id": run.id,
+        "method": config["optimizer"]["name"],
+        **known,
+        **{key: value for key, value in config.items() if key not in OUTSIDE},
+    }
+
+
+def experiment_of(run: Run) -> str:
+    """The experiment that the run's command chose, ``kdd24/cifar10``; empty where it chose none."""
+    words = [word.partition("=")[2] for word in run.status.get("command", "").split() if word.startswith("experiment=")]
+    return words[-1] if words and words[-1] != "null" else ""
+
+
+def model_of(config: Row) -> str:
+    """The model's name; timm's own for timm's."""
+    return str(config["model"].get("arch", config["model"]["name"]))
+
+
+def title(config: Row) -> str:
+    """A run in words; a reduced one says so."""
+    reduced = "" if config["scale"] == "paper" else f", scale {config['scale']}"
+    return f"{config['optimizer']['name']} {config['dataset']['name']} {model_of(config)} seed {config['seed']}{reduced}"
+
+
+def group_of(config: Row, run: Run) -> str:
+    """The runs to compare this one with: those of its table or sweep, else of its experiment, else of its dataset and model."""
+    return config["wandb"]["group"] or experiment_of(run) or f"{config['dataset']['name']}/{model_of(config)}"
+
+
+def tags(config: Row, run: Run) -> list[str]:
+    """Paper, dataset, model, method; and the scale of a reduced run."""
+    paper, scale = experiment_of(run).partition("/")[0], config["scale"]
+    words = [paper, config["dataset"]["name"], model_of(config), config["optimizer"]["name"], "" if scale == "paper" else f"scale {scale}"]
+    return [word for word in words if word]

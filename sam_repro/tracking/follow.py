@@ -1,0 +1,139 @@
+"""The seam between a run and its trackers: they are shown what the store holds, and cannot harm the run.
+
+What a tracker has got stands in ``<run>/<tracker>/sent.json``. So a resumed run goes on where it left off, and one that was trained
+without a tracker is shown to it afterwards, by the same command with ``logger=[...]``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..train.store import Run, write
+from . import Tracker, keys
+from .console import console
+from .describe import group_of, identity_of, tags, title
+
+Row = dict[str, Any]
+
+
+@contextlib.contextmanager
+def follow(config: Row, run: Run) -> Iterator[Callable[[], None]]:
+    """Open the trackers of ``logger=``; yields what shows them the epochs recorded since. They are closed however the run ends."""
+    followers: list[Follower] = []
+    state = "failed"
+
+    def show() -> None:
+        for follower in followers:
+            follower.attempt(follower.epochs)
+
+    try:
+        for name in config["logger"]:
+            followers.append(Follower(name, config, run))
+            followers[-1].attempt(followers[-1].open)
+        show()
+        yield show
+        state = "done"
+    except KeyboardInterrupt:
+        state = "stopped"
+        raise
+    finally:
+        for follower in followers:
+            follower.close(state)
+
+
+def show_finished(config: Row, run: Run) -> None:
+    """Show a finished run to those of its trackers that have not seen its end."""
+    names = [name for name in config["logger"] if not Follower(name, config, run).complete]
+    with follow({**config, "logger": names}, run):
+        pass
+
+
+class Follower:
+    """One tracker of a run. If it raises, that is said once, and it is left alone from then on, but closed."""
+
+    def __init__(self, name: str, config: Row, run: Run) -> None:
+        self.name, self.settings, self.run = name, config, run
+        self.folder = run.path / name
+        self.tracker: Tracker | None = None
+        self.failed = False
+        anew = config["rerun"] or (name == "wandb" and "WANDB_SWEEP_ID" in os.environ)  # each trial of W&B is a run of its own there
+        self.sent = {} if anew else _read(self.folder / "sent.json")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the tracker has seen the run to its end."""
+        return self.sent.get("state") == "done"
+
+    def attempt(self, work: Callable[[], None], *, always: bool = False) -> None:
+        """Do it, unless the tracker has failed before."""
+        if self.failed and not always:
+            return
+        try:
+            work()
+        except Exception as error:
+            if not self.failed:
+                console.print(f"{self.name} failed, and the run goes on without it: {type(error).__name__}: {error}")
+            self.failed = True
+
+    def open(self) -> None:
+        """Create the tracker and say what the run is; a rerun leaves nothing of the run before."""
+        if self.settings["rerun"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.tracker = _create(self.name, self.folder, self.settings, self.run)
+        self.tracker.config(identity_of(self.settings, self.run))
+
+    def epochs(self) -> None:
+        """Show the epochs that the tracker has not got."""
+        assert self.tracker is not None
+        for row in self.run.metrics():
+            if row["epoch"] > self.sent.get("epoch", 0):
+                self.tracker.log(row["epoch"], keys.of_epoch(row))
+                self._remember(epoch=row["epoch"])
+
+    def layers(self) -> None:
+        """Show what happened to each layer: the rows, and the pictures."""
+        assert self.tracker is not None
+        from .heatmap import heatmap
+
+        if rows := self.run.layers():
+            self.tracker.table(keys.LAYERS, rows)
+            for column, name in keys.HEATMAPS.items():
+                self.tracker.image(name, heatmap(rows, column, title(self.settings)))
+
+    def close(self, state: str) -> None:
+        """Show how the run ended, and close the tracker, also one that has failed."""
+        if (tracker := self.tracker) is None:
+            return
+        self.attempt(self.layers)
+        self.attempt(lambda: tracker.close(state, keys.of_summary(self.run.summary) if state == "done" else {}), always=True)
+        self.attempt(lambda: self._remember(state=state))
+
+    def _remember(self, **news: Any) -> None:
+        self.sent |= news
+        write(self.folder / "sent.json", json.dumps(self.sent) + "\n")
+
+
+def _create(name: str, folder: Path, config: Row, run: Run) -> Tracker:
+    if name == "tensorboard":
+        from .tensorboard import TensorBoard
+
+        return TensorBoard(folder)
+    from .wandb import Wandb
+
+    described = {"name": title(config), "group": group_of(config, run), "tags": tags(config, run)}
+    return Wandb(folder, config["wandb"], run.id, described, anew=config["rerun"])
+
+
+def _read(path: Path) -> Row:
+    try:
+        content: Row = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
