@@ -91,7 +91,7 @@ def test_errors_and_help_come_within_a_second_because_torch_is_not_loaded():
 @pytest.mark.parametrize("method", options("optimizer"))
 def test_every_method_composes_with_every_option_of_every_group(method):
     teacher = method in ("saf", "mesa")
-    for group in ("dataset", "base", "schedule", "scale", "experiment", *(["optimizer/teacher"] if teacher else PARTS)):
+    for group in ("dataset", "base", "schedule", "scale", *(["optimizer/teacher"] if teacher else PARTS)):
         for option in options(group):
             model = ["model=roberta_tiny"] if group == "dataset" and kind("dataset", option) == "text" else []
             config = compose([f"optimizer={method}", f"{group}={option}", *model])
