@@ -172,9 +172,10 @@ def test_a_frozen_backbone_leaves_two_layers_and_the_file_of_weights_is_read(tmp
         ({"weights": "nowhere.pth"}, "model.weights=nowhere.pth is no file"),
         ({"weights": str(tmp_path / "it.pth"), "arch": "vit_small_patch16_224"}, "do the weights belong to this model"),
         ({"arch": "resnet18", "freeze": True}, "are for vision transformers"),
+        ({"image_size": 40}, "a multiple of 16 pixels, not 40: set dataset.size"),
     ):
         with pytest.raises(UserError, match=says):
-            create("timm", 5, image_size=224, **{**arch, **values})
+            create("timm", 5, **{"image_size": 224, **arch, **values})
 
 
 def test_a_frozen_backbone_is_computed_once_a_step():

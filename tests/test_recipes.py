@@ -124,7 +124,7 @@ def imagenet(tmp_path_factory):
 
 @pytest.mark.parametrize("experiment", [pytest.param(e, marks=() if e in SAMPLE else pytest.mark.slow) for e in EXPERIMENTS])
 def test_every_experiment_trains(experiment, imagenet, tmp_path, monkeypatch):
-    """``make smoke``: two steps of 32 samples of the real data, evaluated, written down."""
+    """``make smoke``: two steps of 8 samples of the real data, evaluated, written down."""
     command = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1].split()[4:]
     config = compose(command)
     dataset, model = config["dataset"]["name"], config["model"]["name"]
@@ -138,7 +138,7 @@ def test_every_experiment_trains(experiment, imagenet, tmp_path, monkeypatch):
     if "vit" in model:
         pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
     offline = OFFLINE.get(model, []) + (QQP if dataset == "glue_qqp" else [])
-    overrides = [*command, "scale=smoke", "max_samples=32", "epochs=2", f"data_dir={root}", "workers=0", "device=cpu", *offline]
+    overrides = [*command, "scale=smoke", "max_samples=8", "epochs=2", f"data_dir={root}", "workers=0", "device=cpu", *offline]
     if "m" in config:
         overrides.append("m=4")
     launch(compose(overrides), overrides)

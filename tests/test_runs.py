@@ -98,10 +98,21 @@ def test_a_finished_run_is_reported_and_not_run_again(tmp_path, capsys):
     assert (run.path / "metrics.jsonl").stat().st_mtime_ns > before
 
 
-@pytest.mark.parametrize("overrides", [["optimizer=sgd"], ["optimizer=layerwise", "criterion=random", "base=adamw", "lr=0.01"]])
+WITH_DROPOUT = ["model=wrn16_2", "model.dropout=0.3"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=sgd", *WITH_DROPOUT],
+        ["optimizer=layerwise", "criterion=random", "base=adamw", "lr=0.01", *WITH_DROPOUT],
+        ["optimizer=vsam", "model=mobilenet", "model.bits=4", "max_samples=100"],
+        ["optimizer=sam", "base=lamb", "decayed=weights", "schedule=linear", "schedule.warmup=1", "dataset.inception=true"],
+    ],
+)
 def test_a_stopped_run_resumes_bit_identical(tmp_path, monkeypatch, overrides):
     """With dropout, so that the generator's state matters too."""
-    overrides = [*overrides, "model=wrn16_2", "model.dropout=0.3", "epochs=3", "dataset.cutout=3"]
+    overrides = [*overrides, "epochs=3", "dataset.cutout=3"]
     straight = run_here(tmp_path / "a", *overrides)
 
     from sam_repro.train import loop

@@ -84,6 +84,9 @@ def timm_model(
         hint = "do the weights belong to this model?" if weights else "without a network, set model.weights=FILE or model.pretrained=false."
         raise UserError(f"timm could not make {name!r}: {reason} ({hint})") from error
     if transformer:
+        side = model.patch_embed.patch_size[0]
+        if image_size % side:
+            raise UserError(f"{arch} needs images of a multiple of {side} pixels, not {image_size}: set dataset.size.")
         return chained(model, head, freeze)
     if freeze or head != "linear":
         raise UserError(f"model.freeze and model.head are for vision transformers; {arch!r} is none.")

@@ -75,8 +75,10 @@ def show_summary(summary: Row, path: str) -> None:
     s = summary
     scale = "" if s["scale"] == "paper" else f", scale {s['scale']}"
     console.print(f"\n{s['optimizer']} on {s['dataset']} / {s['model']}, seed {s['seed']}, {s['epochs']} epochs{scale}, {s['hardware']}")
+    others = [f"{name} {s[name]:.2f} %" for name in ("accuracy", "f1") if name in s]
     rows = [
         (f"{s['split']} {s['metric']}", f"{s['score_last']:.2f} % last, {s['score_best']:.2f} % best (epoch {s['best_epoch']})"),
+        *[("beside it", f"{', '.join(others)} (last)") for _ in others[:1]],
         ("throughput", f"{s['images_per_second']:,.0f} samples/s"),
         ("steps with an ascent", f"{s['sampling_number']:,} of {s['steps']:,}  (sampling number)"),
         ("cost", f"{per_step(s, 'forward')} forward, {per_step(s, 'backward')} backward passes a step  (SGD: 1, 1)"),
@@ -87,6 +89,8 @@ def show_summary(summary: Row, path: str) -> None:
         console.print(f"  {name:<21} {value}")
     if any(s["perturbations"].values()):
         show_perturbations(s["perturbations"], s["steps"])
+    if s.get("note"):
+        console.print(f"  note                  {s['note']}")
     console.print(f"  files                 {path}")
 
 
