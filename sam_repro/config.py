@@ -20,7 +20,7 @@ PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
 DEVICE = r"auto|cpu|cuda(:\d+)?"
 # Where a run lies and how it is watched: no part of what it is.
-OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "logger", "wandb")
+OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "logger", "wandb")
 
 Config = dict[str, Any]
 

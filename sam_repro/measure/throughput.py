@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import models, optim
+from ..optim.passes import Criterion
 from ..optim.where import Layers
 from ..schema import UserError, suggest
 
@@ -28,6 +29,11 @@ class LastLayers(Layers):
         """Take no notice."""
 
 
+def per_sample_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, ``(batch,)``."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
 @dataclass
 class Contestant:
     """A method on a model of its own."""
@@ -36,43 +42,38 @@ class Contestant:
     gradient: optim.Method
     base: torch.optim.Optimizer
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[float, optim.Report]:
+    def step(self, inputs: Any, targets: Tensor, criterion: Criterion = per_sample_loss, **more: Any) -> tuple[float, optim.Report]:
         """Seconds of one step, and its report."""
-        started = _now(inputs.device)
-        report = self.gradient.backward(inputs, targets, per_sample_loss)
+        started = _now(targets.device)
+        report = self.gradient.backward(inputs, targets, criterion, **more)
         self.base.step()
         self.base.zero_grad()
-        return _now(inputs.device) - started, report
+        return _now(targets.device) - started, report
 
 
-def per_sample_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, ``(batch,)``."""
-    return F.cross_entropy(outputs, targets, reduction="none")
+def contestant(label: str, model: str, method: str, device: torch.device, **knobs: Any) -> Contestant:
+    """A method on a fresh copy of a model; a layer-wise one stays with the last k layers."""
+    torch.manual_seed(0)
+    net: Any = models.create(model).to(device)
+    net.to(memory_format=torch.channels_last)
+    gradient = optim.create(method, net, **knobs)
+    if isinstance(gradient, optim.Gradient) and isinstance(gradient.where, Layers):
+        gradient.where.__class__ = LastLayers
+    return Contestant(label, gradient, torch.optim.SGD(net.parameters(), 0.01, 0.9))
 
 
 def contest(model: str, batch_size: int, device: torch.device, size: int = 32) -> tuple[list[Contestant], Tensor, Tensor]:
     """SGD, SAM and layer-wise SAM on the last k layers, every method on a fresh copy of the model, and a batch."""
     inputs = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
     targets = torch.randint(10, (batch_size,), device=device)
-    found = []
-
-    def enter(label: str, method: str, **knobs: Any) -> None:
-        torch.manual_seed(0)
-        net: Any = models.create(model).to(device)
-        net.to(memory_format=torch.channels_last)
-        gradient = optim.create(method, net, **knobs)
-        if isinstance(gradient, optim.Gradient) and isinstance(gradient.where, Layers):
-            gradient.where.__class__ = LastLayers
-        found.append(Contestant(label, gradient, torch.optim.SGD(net.parameters(), 0.01, 0.9)))
-
-    enter("sgd", "sgd")
-    enter("sam", "sam")
+    found = [contestant(name, model, name, device) for name in ("sgd", "sam")]
     layers = found[0].gradient.structure.layers
     stages = sorted({layer.stage for layer in layers}, reverse=True)
     for count in (1, 4, len(stages)):
         if count <= len(stages):
             k = sum(layer.stage >= stages[count - 1] for layer in layers)
-            enter(f"layerwise, last {count} of {len(stages)} stages (k={k})", "layerwise", k=k, r=0.01)
+            label = f"layerwise, last {count} of {len(stages)} stages (k={k})"
+            found.append(contestant(label, model, "layerwise", device, k=k, r=0.01))
     return found, inputs, targets
 
 

@@ -30,6 +30,7 @@ from .method import Gradients, Method, Report, Step, weighted
 from .passes import Batch, Masks, Passes, detached, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
+from .watched import Watched, watched
 from .when import When
 from .where import Where
 
@@ -78,6 +79,8 @@ class Gradient(Method):
         gradients = self.structure.gradients()
         norms = self._norms(gradients)
         self.where.observe(norms)
+        if self.watch:
+            step.watched = self._watched(selected, step.clean, gradients)
         if selected:
             self._combine(selected, step.clean, [gradients[index] for index in selected])
         else:
@@ -214,7 +217,7 @@ class Gradient(Method):
 
     @property
     def _needs_clean(self) -> bool:
-        return self.mix != 1.0 or self.between.needs_clean or self.when.needs_clean
+        return self.mix != 1.0 or self.between.needs_clean or self.when.needs_clean or self.watch
 
     # -- the gradient --------------------------------------------------------------------------------------------------
 
@@ -234,6 +237,16 @@ class Gradient(Method):
         self.between.remember(kept, cleans, sams, scale)
         if self.mix != 1.0:
             torch._foreach_lerp_(sams, cleans, 1.0 - self.mix)
+
+    def _watched(self, selected: list[int], clean: Gradients, gradients: Gradients) -> Watched:
+        """What the gradients of this step say of it. Micro-batches have a perturbation each, so there is no one curvature."""
+        both = [(i, c, s) for i, c in zip(selected, clean, strict=True) if c is not None and (s := gradients[i]) is not None]
+        if not both:
+            return Watched(self.when.rate)
+        cleans, sams = self._unscaled([c for _, c, _ in both]), self._unscaled([s for _, _, s in both])
+        one = self.samples.name == "batch"
+        perturbation = self.where.perturbation([i for i, _, _ in both], cleans) if one else None
+        return watched(self.when.rate, perturbation, cleans, sams)
 
     def _unscaled(self, gradients: list[Tensor]) -> list[Tensor]:
         scale = self._scale()

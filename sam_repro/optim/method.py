@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from .passes import Batch, Criterion, Passes, detached, size
 from .structure import Structure
+from .watched import Watched
 
 Gradients = list[Tensor | None]
 
@@ -27,6 +28,7 @@ class Report:
     layer_norms: Tensor  # (layers,) norms of the last pass's gradient, before the mix
     forward_units: float
     backward_units: float
+    watched: Watched | None = None  # where ``Method.watch`` is on
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Step:
     clean: Gradients = field(default_factory=list)  # of the selected parameters
     loss: Tensor | None = None
     outputs: dict[int, list[Any]] = field(default_factory=dict)
+    watched: Watched | None = None
 
     def saw(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
         part = weighted(loss.detach(), batch.share)
@@ -49,6 +52,7 @@ class Method:
     structure: Structure
     passes: Passes
     step: int
+    watch: bool = False  # report how the gradients at w and at w + eps differ; changes no number of the step
 
     def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Tensor | None = None, scaler: Any = None) -> Report:
         """Add the method's gradient of the mean loss to ``.grad`` of the model's parameters.
@@ -115,6 +119,7 @@ class Method:
             layer_norms=norms,
             forward_units=self.passes.forward_units,
             backward_units=self.passes.backward_units,
+            watched=step.watched,
         )
 
     def _norms(self, gradients: Gradients) -> Tensor:

@@ -39,6 +39,11 @@ class When:
     def observe(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
         """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
 
+    @property
+    def rate(self) -> float | None:
+        """The share of the next steps that are to make an ascent, where the option sets one as it goes."""
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """What the option has learned so far."""
         return {}
@@ -179,6 +184,10 @@ class Variation(When):
         psf = torch._foreach_sub([sam[place] for place in chosen], sgd)
         norms = torch.stack([norm_of(psf), norm_of(sgd)])
         self._on_their_way.append(HostCopy(norms if scale is None else norms / scale))
+
+    @property
+    def rate(self) -> float:
+        return self.s / self.N
 
     def _arrived(self) -> None:
         for copy in self._on_their_way:

@@ -17,6 +17,7 @@ from ..tracking.console import Display
 from ..tracking.follow import follow
 from .job import Config, Job
 from .score import METRICS, accuracy, autocast, evaluate
+from .steps import WatchedSteps, earlier_lines
 from .store import Row, Run, versions
 
 
@@ -38,6 +39,7 @@ def train(config: Config, run: Run) -> Row:
             "rerun=true starts the run anew."
         )
     steps = len(job.batches)
+    step_lines = earlier_lines(run.path / "steps.csv", job)
 
     with follow(config, run) as show:
         with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
@@ -49,7 +51,8 @@ def train(config: Config, run: Run) -> Row:
                 row["score"] = scores.pop(job.dataset.metrics[0])
                 metrics.append({**row, **scores, "split": job.split})
                 layers += layer_rows
-                run.record(metrics, layers)
+                step_lines += epoch.watched.lines()
+                run.record(metrics, layers, step_lines)
                 job.save(run.checkpoint)
                 display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
                 show()
@@ -63,6 +66,7 @@ def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -
     config = job.config
     job.model.train()
     for samples in job.batches.epoch(job.epoch):
+        record.watched.begin()
         with autocast(job.device, config["precision"]):
             report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
         if config["clip"]:
@@ -93,6 +97,7 @@ class EpochRecord:
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.lr = 0.0
+        self.watched = WatchedSteps(job)
         self._shown = 0.0
         self._on_its_way: HostCopy | None = None
 
@@ -109,6 +114,7 @@ class EpochRecord:
         self.predictions.append(report.outputs.argmax(1))
         self.targets.append(targets)
         self.lr = lr
+        self.watched.add(report)
 
     @property
     def samples(self) -> int:

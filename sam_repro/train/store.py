@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -116,13 +116,15 @@ class Run:
                 self._say("failed", error=f"{error}" or type(error).__name__)
                 raise
 
-    def record(self, metrics: list[Row], layers: list[Row]) -> None:
-        """Write the rows of all epochs so far."""
+    def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
+        """Write the rows of all epochs so far; of ``steps.csv`` the lines, where there are any."""
         table = io.StringIO(newline="")
         writer = csv.DictWriter(table, LAYER_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(layers)
         write(self.path / "layers.csv", table.getvalue())
+        if steps:
+            write(self.path / "steps.csv", "".join(line + "\n" for line in steps))
         write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
     def finish(self, summary: Row) -> None:
@@ -132,7 +134,7 @@ class Run:
 
     def forget(self) -> None:
         """Remove what was computed, to begin anew. The run must be held."""
-        for name in ("summary.json", "metrics.jsonl", "layers.csv"):
+        for name in ("summary.json", "metrics.jsonl", "layers.csv", "steps.csv"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
