@@ -28,7 +28,7 @@ test: $(READY) ## the tests, a few minutes
 test-slow: $(READY) ## the tests that take longer, among them a wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
 
-smoke: $(READY) ## every experiment of the papers, two steps each on the data that is at hand, ten minutes
+smoke: $(READY) ## every experiment of the papers, a few steps each on the data that is at hand, ten minutes
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_recipes.py -k trains
 
 check: $(READY) ## formatter, linter and type checker, changing nothing

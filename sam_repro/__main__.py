@@ -110,6 +110,8 @@ def _sentence(error: Exception) -> str | None:
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'no file'}."
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
+        return "BatchNorm has one value per channel, in a batch, the last of an epoch or a micro-batch: change batch_size or m."
     if type(error).__name__ == "OutOfMemoryError":
         return "The device's memory is full: lower batch_size, or try precision=bf16."
     return None

@@ -72,6 +72,8 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     _kinds_fit(config)
     _scale(config, scale, given)
     m = config["optimizer"].get("samples", {}).get("m")
+    if m is not None and config["accumulate"] > 1:
+        raise UserError(f"accumulate={config['accumulate']} does not go with mSAM: its m={m} micro-batches pass one by one already.")
     if m is not None and config["batch_size"] % m:
         raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
     return config

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .chain import tree_map
 from .schema import METHOD_PARTS
 from .tracking.console import clock, console
 from .train.job import Config, Job
@@ -60,7 +61,7 @@ def _activations(job: Job) -> int:
 
     samples = next(iter(job.batches.epoch(0)))
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast(job.device, job.config["precision"]):
-        job.model(samples.inputs)
+        job.model(tree_map(lambda tensor: tensor.tensor_split(job.config["accumulate"])[0], samples.inputs))
     weights = {p.untyped_storage().data_ptr() for p in job.parameters}
     return sum(size for pointer, size in kept.items() if pointer not in weights)
 
@@ -92,8 +93,7 @@ def _timed(job: Job) -> Timing:
     times, costs = [], []
     for _, samples in zip(range(STEPS + 1), batches, strict=False):
         start = _now(job)
-        with autocast(job.device, job.config["precision"]):
-            report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
+        report = job.backward(samples)
         job.base.step()
         job.base.zero_grad()
         costs.append((report.forward_units + 2 * report.backward_units) / 3)

@@ -51,7 +51,10 @@ def read(name: str) -> dict[str, Any]:
     if not path.is_file():
         group, _, option = name.rpartition("/")
         raise UserError(f"{group} has no option {option!r}.{suggest(option, options(group))}")
-    return merged(_read(path), {})
+    content = merged(_read(path), {})
+    for base in [entry for entry in content.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]:
+        content = merged(read(f"{name.rpartition('/')[0]}/{base.partition('@')[0]}"), content)  # "base/glue@_here_"
+    return content
 
 
 class Fields(NamedTuple):

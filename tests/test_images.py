@@ -94,7 +94,8 @@ def imagenet(**changes):
     return {**compose(["dataset=imagenet", "model=vit_s32"])["dataset"], "size": 32, **changes}
 
 
-def test_a_folder_of_images(tree):
+def test_a_folder_of_images(tree, monkeypatch):
+    monkeypatch.setattr("sam_repro.data.files.PIECE", 3)  # batches travel in pieces
     parts = data.to(data.load(imagenet(), str(tree)), torch.device("cpu"), workers=0)
     assert (len(parts.train), len(parts.score), parts.dataset.classes) == (15, 6, 3)
     batches = parts.dataset.batches(parts.train, 4, seed=0)
@@ -122,8 +123,11 @@ def test_damaged_trees_are_named(tree):
     path = tree / "imagenet" / "val" / "n02" / "0.JPEG"
     path.write_bytes(path.read_bytes()[:100])
     parts = data.load(imagenet(), str(tree))
-    with pytest.raises(UserError, match=r"n02/0.JPEG cannot be read as an image"):
-        list(parts.dataset.in_order(parts.score, 4))
+    for workers in (0, 2):
+        dataset = data.to(parts, torch.device("cpu"), workers).dataset
+        with pytest.raises(UserError, match=r"n02/0.JPEG cannot be read as an image") as caught:
+            list(dataset.in_order(parts.score, 4))
+        assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"imagenet/train is not there: put ImageNet as"):
         data.load(imagenet(), str(tree / "elsewhere"))
     (tree / "imagenet" / "val" / "n09").mkdir()

@@ -249,6 +249,12 @@ def test_step_sizes_are_trained_but_not_perturbed():
     assert all(s.grad is not None for s in steps)
 
 
+def test_a_mean_teacher_is_refused():
+    """It would be a copy from before the first batch, which is where the step sizes of activations begin."""
+    with pytest.raises(UserError, match=r"set model\.bits=0"):
+        method("mesa", create("resnet18", 10, bits=4), steps_per_epoch=1)
+
+
 def test_without_bits_nothing_is_quantised():
     torch.manual_seed(0)
     plain = create("resnet18", 10)

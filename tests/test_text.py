@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sam_repro.config import compose
 from sam_repro.data.text import TextDataset, Texts
 from sam_repro.models import create
 from sam_repro.optim import create as method
-from sam_repro.schema import UserError
+from sam_repro.schema import CONF, UserError, kind, typed
 from sam_repro.train.score import f1, matthews
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra 'nlp')")
@@ -70,12 +71,17 @@ def test_files_are_read_as_they_are(files):
     assert cut.train.lengths.max() == 8
 
 
-def test_another_task_is_a_few_lines(files):
+def test_another_task_is_a_few_lines(files, monkeypatch):
     (files / "glue" / "RTE").mkdir()
     for name in ("train.tsv", "dev.tsv"):
         (files / "glue" / "RTE" / name).write_text("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tnot_entailment\n1\tA.\tA.\tentailment\n")
-    columns = {"text": "sentence1", "pair": "sentence2", "label": "label", "labels": "entailment not_entailment"}
-    rte = settings("glue_mrpc", task="rte", folder="RTE", **columns)
+    lines = ["defaults: [base/glue@_here_, _self_]", "name: glue_rte", "task: rte", "folder: RTE", "text: sentence1", "pair: sentence2"]
+    lines += ["labels: entailment not_entailment", "sizes: 2490 277"]
+    monkeypatch.setattr("sam_repro.schema.CONF", files / "conf")
+    shutil.copytree(CONF, files / "conf")
+    (files / "conf" / "dataset" / "glue_rte.yaml").write_text("\n".join(lines))
+    assert kind("dataset", "glue_rte") == "text"
+    rte = typed("dataset", "glue_rte", {}, {})
     assert data.load(rte, str(files)).dataset.train.targets.tolist() == [1, 0]
 
 
@@ -86,8 +92,11 @@ def test_another_task_is_a_few_lines(files):
         ("", r"train.tsv has no column 'sentence'; its first line has: nothing"),
         ("sentence\tlabel\na\tyes\n", r"train.tsv, line 2: 'yes' is no label; labels are 0, 1"),
         ("sentence\tlabel\nfine\t1\nshort\n", r"train.tsv, line 3, has too few columns"),
+        ("sentence\tlabel\nfine\t7\n", r"train.tsv, line 2: '7' is no label; labels are 0, 1"),
+        ("sentence\tlabel\n", r"train.tsv has no samples"),
+        ("sentence\tlabel\n" + "a" * 200_000 + "\t1\n", r"train.tsv is no table of tab-separated text"),
         (None, r"train.tsv cannot be read"),
-        (b"sentence\tlabel\n\xff\xfe\t1\n", r"train.tsv is no text in UTF-8"),
+        (b"sentence\tlabel\n\xff\xfe\t1\n", r"train.tsv is no table of tab-separated text"),
     ],
 )
 def test_a_damaged_file_is_named(files, content, says):
@@ -97,6 +106,15 @@ def test_a_damaged_file_is_named(files, content, says):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=says):
         data.load(settings("glue_sst2"), str(files))
+
+
+def test_a_few_short_lines_are_left_out_and_said(files):
+    """The official QQP has some; the hub leaves them out too."""
+    path = files / "glue" / "SST-2" / "train.tsv"
+    path.write_text("sentence\tlabel\n" + "fine\t1\n" * 2000 + "short\n")
+    dataset = data.load(settings("glue_sst2"), str(files)).dataset
+    assert len(dataset.train) == 2000
+    assert dataset.note.startswith("2,000 + 40 of 67,349 + 872 samples of SST-2: a part of the task")
 
 
 def test_without_files_the_hub_is_asked_and_without_a_network_the_user_is_told_what_to_do(files, monkeypatch):
@@ -219,7 +237,7 @@ def test_scores_of_glue():
         ("glue_cola", {}, 8551, 1043, False),
         ("glue_mrpc", {}, 3668, 408, False),
         ("glue_sst2", {}, 67349, 872, False),
-        ("glue_qqp", {"folder": "QQP_subset", "train": "train_part.tsv", "dev": "dev_part.tsv", "partial": True}, 9377, 23496, True),
+        ("glue_qqp", {"folder": "QQP_subset", "train": "train_part.tsv", "dev": "dev_part.tsv"}, 9377, 23496, True),
     ],
 )
 def test_the_real_files(name, changes, train, dev, note):

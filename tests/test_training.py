@@ -47,11 +47,56 @@ def test_schedules_are_torchs():
     assert rates("schedule=step") == pytest.approx(torchs(lambda base: lr_scheduler.MultiStepLR(base, [20, 30], 0.1)))
     assert rates("schedule=cosine") == pytest.approx(torchs(lambda base: lr_scheduler.CosineAnnealingLR(base, EPOCHS), per_epoch=True))
     assert rates("schedule=cosine", "schedule.per=step") == pytest.approx(torchs(lambda base: lr_scheduler.CosineAnnealingLR(base, total)))
-    one_cycle = torchs(lambda base: lr_scheduler.OneCycleLR(base, 0.4, total + 1, pct_start=0.05, cycle_momentum=False))
+    one_cycle = torchs(lambda base: lr_scheduler.OneCycleLR(base, 0.4, total, pct_start=0.05, cycle_momentum=False))
     assert rates("schedule=onecycle") == pytest.approx(one_cycle)
+    assert rates("schedule=linear") == pytest.approx([0.4 * (1 - step / total) for step in range(total)])
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+def test_one_cycle_with_a_single_step_of_warm_up():
+    """Where torch's would divide by zero."""
+    found = rates("schedule=onecycle", f"schedule.warmup_share={1 / (EPOCHS * STEPS)}")
+    assert max(found) == pytest.approx(0.4, rel=1e-2)
+    assert found[-1] < 1e-3
+
+
+def test_norms_and_biases_can_be_left_undecayed():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3))
+    config = compose(["base=adamw", "lr=0.1", "weight_decay=0.5", "decayed=weights"])
+    base = base_optimizer(config["base"], list(model.parameters()), 0.1, 0.5, config["decayed"])
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    base.step()
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert torch.allclose(p, old * (0.95 if p.ndim == 2 else 1.0))
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole():
+    """Without BatchNorm nothing tells the difference; the perturbation is that of the whole batch."""
+
+    def gradient(*overrides):
+        config = compose(["optimizer=sam", "model=timm", "model.arch=vit_tiny_patch16_224", "dataset.size=16", "device=cpu", *overrides])
+        job = Job(config)
+        job.model.train()
+        report = job.backward(next(iter(job.batches.epoch(0))))
+        return report, torch.cat([p.grad.flatten() for p in job.parameters])
+
+    pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    (whole, expected), (parts, found) = gradient("batch_size=10"), gradient("batch_size=10", "accumulate=4")
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(parts.outputs, whole.outputs, atol=1e-4)
+    assert torch.allclose(parts.loss, whole.loss, atol=1e-5)
+    with pytest.raises(UserError, match="accumulate=2 does not go with mSAM"):
+        compose(["optimizer=msam", "m=4", "accumulate=2"])
+
+
+def test_a_model_that_does_not_take_the_images_is_refused_before_work_starts():
+    pytest.importorskip("timm", reason="timm is not installed (extra 'timm')")
+    with pytest.raises(UserError, match="model=timm does not take the inputs of dataset=digits: "):
+        Job(compose(["model=timm", "model.arch=swin_tiny_patch4_window7_224", "device=cpu", "dataset.size=32"]))
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear"])
 def test_warm_up_is_linear_from_the_first_step(name):
     warm = rates(f"schedule={name}", "schedule.warmup=2")
     assert warm[:10] == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)])

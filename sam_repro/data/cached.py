@@ -91,7 +91,8 @@ def cached(parts: Parts, model: nn.Module, batch_size: int, autocast: Any) -> tu
     frozen = next((i for i, (_, stage) in enumerate(stages) if any(p.requires_grad for p in stage.parameters())), 0)
     if not frozen:
         raise UserError(
-            "model.cache=true keeps what frozen stages compute, and none is frozen: set model.freeze=true, or model.cache=false."
+            "model.cache=true keeps what frozen stages compute, and none is frozen: set model.freeze=true (of a vision transformer), "
+            "or model.cache=false."
         )
     if not (isinstance(parts.dataset, ImageDataset) and parts.dataset.fixed):
         raise UserError(

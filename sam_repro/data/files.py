@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,6 +15,8 @@ from torch.utils.data import DataLoader
 from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
 from .split import Dataset, Samples
+
+PIECE = 256  # images that a worker hands over together
 
 
 def read_image(path: Path) -> Any:
@@ -38,16 +41,21 @@ def centre_square(image: Any, side: int, margin: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Files:
-    """``paths``: one file a sample; ``targets``: int64, ``(n,)``, on the host."""
+    """``names``: one file a sample, under ``root``; ``targets``: int64, ``(n,)``, on the host."""
 
-    paths: Sequence[Path]
+    root: Path
+    names: np.ndarray[Any, np.dtype[np.bytes_]]  # not a list: worker processes would copy it, by counting references
     targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, index: Tensor) -> Files:
-        return Files([self.paths[i] for i in index.tolist()], self.targets[index])
+        return Files(self.root, self.names[index.numpy()], self.targets[index])
+
+    def path(self, index: int) -> Path:
+        """Of the file of a sample."""
+        return self.root / self.names[index].decode()
 
     def to(self, device: torch.device) -> Files:
         """The files stay where they are."""
@@ -88,18 +96,29 @@ class FolderDataset(Dataset):
 
     def loaded(self, read: Any, order: list[Tensor]) -> Iterator[Samples]:
         """The batches ``order`` of what ``read`` makes of an index."""
+        # A batch travels in pieces: a worker holds some hundred images at a time, however large the batch is.
+        pieces = [piece for indices in order for piece in indices.split(PIECE)]
         loader: Any = DataLoader(
             read,
-            batch_sampler=[indices.tolist() for indices in order],
+            batch_sampler=[piece.tolist() for piece in pieces],
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if self.workers else None,
+            prefetch_factor=2 if self.workers else None,
             generator=torch.Generator(),  # or it would draw from the global one
         )
         normalise = Normalise(*KNOWN[self.augment.normalise], self.augment.size, self.device)
-        for (pixels, targets), indices in zip(loader, order, strict=True):
-            pixels, targets, indices = (t.to(self.device, non_blocking=True) for t in (pixels, targets, indices))
-            yield Samples(normalise(pixels), targets, indices)
+        loaded = iter(loader)
+        for indices in order:
+            got = [self._next(loaded) for _ in indices.split(PIECE)]
+            pixels, targets = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*got, strict=True))
+            yield Samples(normalise(pixels), targets, indices.to(self.device, non_blocking=True))
+
+    def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        try:
+            pixels, targets = next(loaded)
+        except UserError as error:  # a worker hands it on with its traceback around it
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        return pixels.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -137,7 +156,7 @@ class Squares(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return centre_square(read_image(self.split.paths[index]), self.side, self.margin), self.split.targets[index]
+        return centre_square(read_image(self.split.path(index)), self.side, self.margin), self.split.targets[index]
 
 
 @dataclass(frozen=True)
@@ -155,9 +174,9 @@ class RandomParts(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         from torchvision.transforms import RandomResizedCrop
         from torchvision.transforms import functional as T
 
-        image, side = read_image(self.split.paths[index]), self.augment.size
+        image, side = read_image(self.split.path(index)), self.augment.size
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, index)))
+            torch.default_generator.manual_seed(hash((self.seed, index)))  # torch.manual_seed would seed GPUs too
             if self.augment.inception:
                 part = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
                 pixels = T.pil_to_tensor(T.resized_crop(image, *part, [side, side], antialias=True))

@@ -9,7 +9,7 @@ import torch
 
 from ..schema import UserError
 from .files import centre_square, read_image
-from .images import Augment, ImageDataset, Images
+from .images import Augment, ImageDataset, Images, moments
 
 OFFICIAL = {"train": 1020, "val": 1020, "test": 6149}
 
@@ -23,9 +23,7 @@ def flowers102(data_dir: str, *, split: str, size: int, **augment: Any) -> Image
     parts = {name: _read(data_dir, name, size) for name in OFFICIAL}
     rest = Images(*(torch.cat([getattr(parts[name], field) for name in ("train", "val")]) for field in ("inputs", "targets")))
     train, test = (parts["test"], rest) if split == "kdd24" else (rest, parts["test"])
-    values = train.inputs.float()
-    mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3))
-    return ImageDataset(train, test, 102, tuple(mean.tolist()), tuple(std.tolist()), Augment(size=size, **augment))
+    return ImageDataset(train, test, 102, *moments(train.inputs), Augment(size=size, **augment))
 
 
 def _read(data_dir: str, name: str, size: int) -> Images:

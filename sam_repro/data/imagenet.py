@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..schema import UserError
@@ -34,11 +35,11 @@ def _files(folder: Path, names: list[str]) -> Files:
     strange = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
     if strange:
         raise UserError(f"{folder} has the class {strange[0]!r}, which the training set has not.")
-    paths, labels = [], []
+    found, labels = [], []
     for label, name in enumerate(names):
-        found = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
-    if not paths:
+        images = sorted(path.name for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
+        found += [f"{name}/{image}".encode() for image in images]
+        labels += [label] * len(images)
+    if not found:
         raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}) in its folders of classes.")
-    return Files(paths, torch.tensor(labels))
+    return Files(folder, np.array(found), torch.tensor(labels))

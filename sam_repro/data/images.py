@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,7 @@ class TrainBatches:
         self.inputs, self.targets = split.inputs, split.targets
         self.batch_size, self.seed, self.augment = batch_size, seed, dataset.augment
         self.normalise = dataset.normalised(split.inputs.device)
-        crop, (height, width) = self.augment.crop, split.inputs.shape[2:]
+        crop, (height, width) = 0 if self.augment.inception else self.augment.crop, split.inputs.shape[2:]
         padded = F.pad(split.inputs, (crop, crop, crop, crop))
         # Every crop of every image, as a view: windows[i, :, dy, dx] is image i moved by (dy, dx).
         self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)
@@ -151,6 +152,16 @@ class TrainBatches:
         return (distance >= -(side // 2)) & (distance < side - side // 2)
 
 
+def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of every channel of uint8 images, a part of them at a time."""
+    sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+    for part in images.split(256):
+        values = part.double()
+        sums += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+    mean, square = sums / (images.numel() / images.shape[1])
+    return tuple(mean.tolist()), tuple((square - mean**2).sqrt().tolist())
+
+
 class Normalise:
     """uint8 images to float32 ones, channels last: enlarged to ``size``, mean 0 and deviation 1 in every channel."""
 
@@ -182,7 +193,7 @@ def random_parts(images: Tensor, side: int, flip: bool, generator: torch.Generat
         return torch.rand(n, generator=generator, device=device)
 
     area = 0.08 + 0.92 * uniform()
-    ratio = torch.exp((2 * uniform() - 1) * torch.log(torch.tensor(4 / 3, device=device)))
+    ratio = torch.exp((2 * uniform() - 1) * math.log(4 / 3))
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
     # affine_grid speaks of the image as [-1, 1]: the part's centre, and half its extent.
     centre_x, centre_y = (2 * uniform() - 1) * (1 - width), (2 * uniform() - 1) * (1 - height)

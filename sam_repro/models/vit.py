@@ -71,6 +71,8 @@ def timm_model(
         raise UserError(f"timm has no model {arch!r}.{suggest(arch, timm.list_models())[:200]}")
     if weights and not Path(weights).is_file():
         raise UserError(f"model.weights={weights} is no file.")
+    if freeze and drop_path:
+        raise UserError("model.drop_path is for training the blocks that model.freeze=true freezes: set one of them.")
     transformer = issubclass_of_vit(arch)
     values: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_channels}
     values |= {"img_size": image_size} if transformer else {}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..chain import call
+from ..chain import Unperturbed, call
 from ..schema import UserError
 from .method import Method, Report, Step, weighted
 from .passes import Batch, Passes, size
@@ -119,6 +119,8 @@ class Mean(Teacher):
     decay: float
 
     def setup(self, model: nn.Module, plan: Plan) -> None:
+        if any(isinstance(p, Unperturbed) for p in model.parameters()):
+            raise UserError("The mean teacher does not go with learned step sizes, which begin at the first batch: set model.bits=0.")
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
     def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:

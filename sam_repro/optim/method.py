@@ -54,7 +54,7 @@ class Method:
     step: int
     watch: bool = False  # report how the gradients at w and at w + eps differ; changes no number of the step
 
-    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Tensor | None = None, scaler: Any = None) -> Report:
+    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Any = None, scaler: Any = None) -> Report:
         """Add the method's gradient of the mean loss to ``.grad`` of the model's parameters.
 
         Args:

@@ -9,7 +9,7 @@ from ..config import check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
 from .declare import EXPERIMENTS, Table, names, select
-from .lookup import Request, Shelf, absent
+from .lookup import Request, Shelf
 from .report import report
 from .work import Work, default_jobs, places, tasks, time_left
 
@@ -101,7 +101,6 @@ def show(tables: list[Table], request: Request) -> None:
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
     guess = f" ({unknown} more of which nothing like them has been timed)" if left and unknown else ""
     console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}.")
-    _say_absent(tables)
 
 
 def run(tables: list[Table], request: Request, jobs: int) -> None:
@@ -113,19 +112,12 @@ def run(tables: list[Table], request: Request, jobs: int) -> None:
     console.print(
         f"{len(everything) - len(todo) - elsewhere} of {len(everything)} runs are done, {elsewhere} at work elsewhere, {len(todo)} to do."
     )
-    _say_absent(tables)
     failed = Work(todo, everything, request, environments).go() if todo else []
     if failed:
         raise UserError(
             f"{len(failed)} of {len(todo)} runs did not finish: {', '.join(task.run.id for task in failed)}; the same command runs them."
         )
     console.print(f"Render with: {' '.join(['python -m sam_repro.tables report', *(table.name for table in tables), *request.words])}")
-
-
-def _say_absent(tables: list[Table]) -> None:
-    there_is_no = {word for table in tables for cell in table.cells if (word := absent(cell.words))}
-    if there_is_no:
-        console.print(f"Without runs, for there is no such preset: {', '.join(sorted(there_is_no))}")
 
 
 def render(table: Table, request: Request) -> None:

@@ -75,7 +75,7 @@ def _find(cell: Cell, words: Words, seeds: tuple[int, ...], request: Request, sh
         config = configuration(cell, words, scale, request)
         for device in [request.device.partition(":")[0]] if request.device not in ("", "auto") else DEVICES:
             for precision in [request.precision] if request.precision else precisions():
-                ids = {seed: run_id(config, seed, device, precision) for seed in seeds} if config else {}
+                ids = {seed: run_id(config, seed, device, precision) for seed in seeds}
                 runs = {seed: run for seed, one in ids.items() if (run := shelf.finished(one))}
                 if runs:
                     found[Setting(scale, device, precision)] = runs

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 from ..config import OUTSIDE, Config, compose, identity, keys_of
-from ..schema import options, read
+from ..schema import read
 from ..train.store import Run
 from .declare import Cell, Words, distinct
 
@@ -75,10 +74,9 @@ class Shelf:
         return {json.loads(path.read_text())["scale"] for path in found}
 
 
-def configuration(cell: Cell, words: Words, scale: str, request: Request) -> Config | None:
-    """The configuration of ``words`` in the place of ``cell``; None where its preset is not there (yet)."""
-    wanted = words_of(cell, words, scale, request)
-    return None if absent(wanted) else _composed(wanted)
+def configuration(cell: Cell, words: Words, scale: str, request: Request) -> Config:
+    """The configuration of ``words`` in the place of ``cell``."""
+    return _composed(words_of(cell, words, scale, request))
 
 
 def words_of(cell: Cell, words: Words, scale: str, request: Request) -> Words:
@@ -86,15 +84,6 @@ def words_of(cell: Cell, words: Words, scale: str, request: Request) -> Words:
     substitute = cell.substitutes.get(scale)
     named = (f"precision={request.precision}",) if request.precision else ()
     return distinct((*words, *(substitute.words if substitute else ()), f"scale={scale}", *named, *request.overrides))
-
-
-def absent(words: Iterable[str]) -> str:
-    """The first override whose experiment or model does not exist, else an empty string."""
-    for word in words:
-        group, _, option = word.partition("=")
-        if group in ("experiment", "model") and option not in options(group):
-            return word
-    return ""
 
 
 def run_id(config: Config, seed: int, device: str, precision: str = "") -> str:

@@ -18,15 +18,13 @@ BASES = {"adamw": "AdamW", "sgd": "SGD", "lamb": "LAMB"}
 
 
 def _warmup_steps(config: Config) -> int | None:
-    """``schedule.warmup`` is in epochs; a schedule in steps says so itself."""
-    schedule, images = config["schedule"], IMAGES.get(config["dataset"]["name"])
-    if "warmup_steps" in schedule:
-        return int(schedule["warmup_steps"])
-    return None if images is None or "warmup" not in schedule else round(schedule["warmup"] * math.ceil(images / config["batch_size"]))
+    """``schedule.warmup`` is in epochs."""
+    images, warmup = IMAGES.get(config["dataset"]["name"]), config["schedule"].get("warmup")
+    return None if images is None or warmup is None else round(warmup * math.ceil(images / config["batch_size"]))
 
 
 SETTINGS: dict[str, Callable[[Config], Any]] = {
-    "resolution": lambda c: c["dataset"].get("resolution", c["dataset"].get("size")),
+    "resolution": lambda c: c["dataset"]["size"],
     "batch_size": lambda c: c["batch_size"],
     "epochs": lambda c: c["epochs"],
     "warmup_steps": _warmup_steps,
@@ -49,7 +47,7 @@ PARTS: dict[str, Callable[[Any], Any]] = {
 
 
 def recipe(table: Table, request: Request) -> list[Shown]:
-    """Every cell of a recipe; ours is empty where the preset or the model is not there (yet)."""
+    """Every cell of a recipe; ours is what the presets set and the models consist of."""
     return [Shown(cell, _line(cell, request)) for cell in table.cells]
 
 
@@ -65,8 +63,8 @@ def agrees(line: Line) -> bool | None:
 
 def _line(cell: Cell, request: Request) -> Line:
     config = configuration(cell, cell.words, "paper", request)
-    dataset, model, method = ("", "", "") if config is None else (config[part]["name"] for part in ("dataset", "model", "optimizer"))
-    value = None if config is None else _value(cell, config)
+    dataset, model, method = (config[part]["name"] for part in ("dataset", "model", "optimizer"))
+    value = _value(cell, config)
     ours = None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
     return Line(cell.row, cell.column, cell.metric, dataset, model, method, cell.paper.value, "", ours, None, 0, "", "", ())
 
@@ -87,7 +85,7 @@ def _model(fields: Words) -> Any:
     from ..models import create
 
     with torch.device("meta"):
-        return create(num_classes=1000, **dict(fields))  # type: ignore[arg-type]
+        return create(num_classes=1000, image_size=224, **dict(fields))  # type: ignore[arg-type]
 
 
 def _embedding(model: Any) -> Any:

@@ -8,7 +8,7 @@ from ..schema import read
 from ..train.store import Run
 from .declare import Cell, Table, Words
 from .fill import Filled, Filling, fill
-from .lookup import Request, Setting, Shelf, absent
+from .lookup import Request, Setting, Shelf
 from .recipe import recipe
 from .values import Comparison, Line, Shown, comparisons, shown
 
@@ -43,7 +43,7 @@ class Sheet:
 def sheet(table: Table, request: Request, shelf: Shelf) -> Sheet:
     """Look up everything that a table shows."""
     if table.kind == "recipe":
-        return Sheet(table, request, recipe(table, request), [], [], _missing(table))
+        return Sheet(table, request, recipe(table, request), [], [], [])
     filling = fill(table, request, shelf)
     cells = [shown(table, filled, request) for filled in filling.cells]
     tests = [test for filled in filling.cells for test in comparisons(filled)]
@@ -65,7 +65,7 @@ def _notes(table: Table, filling: Filling, request: Request) -> list[str]:
     for group, settings in filling.others.items():
         counted = ", ".join(f"{count} of scale {setting.scale} on {setting.where}" for setting, count in settings.items())
         notes.append(f"Also finished for `{' '.join(group)}`, not shown: {counted}.")
-    return [*notes, *_missing(table)]
+    return notes
 
 
 def describe(setting: Setting) -> str:
@@ -86,11 +86,6 @@ def _from(runs: list[Run]) -> str:
 def _substitutions(table: Table, group: Words, setting: Setting) -> list[str]:
     found = [cell.substitutes[setting.scale].note for cell in table.cells if _in(cell, group) and setting.scale in cell.substitutes]
     return list(dict.fromkeys(found))
-
-
-def _missing(table: Table) -> list[str]:
-    words = list(dict.fromkeys(word for cell in table.cells if (word := absent(cell.words))))
-    return [f"Not there (yet), so without runs: `{'`, `'.join(words)}`."] if words else []
 
 
 def _in(cell: Cell, group: Words) -> bool:

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..config import Config
 from .declare import Cell, Printed, Table
 from .fill import Filled, Runs
-from .lookup import Request, absent, configuration
+from .lookup import Request, configuration
 from .metrics import metric_of
 
 COLUMNS = (
@@ -121,10 +120,10 @@ def _line(filled: Filled, metric: str, paper: Printed, values: Mapping[int, floa
 
 
 def _declared(cell: Cell, request: Request) -> dict[str, str]:
-    """What a cell without runs is about, as far as its preset is there."""
-    config: Config | None = configuration(cell, cell.words, "paper", request) if cell.words and not absent(cell.words) else None
-    if config is None:
-        return {"dataset": "", "model": "", "optimizer": "quoted" if cell.quoted else ""}
+    """What a cell without runs is about."""
+    if cell.quoted:
+        return {"dataset": "", "model": "", "optimizer": "quoted"}
+    config = configuration(cell, cell.words, "paper", request)
     model = config["model"]
     return {"dataset": config["dataset"]["name"], "model": model.get("arch", model["name"]), "optimizer": config["optimizer"]["name"]}
 

@@ -54,8 +54,6 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
     for table in tables:
         for cell, label, words in _wanted(table):
             config = configuration(cell, words, scale, request)
-            if config is None:
-                continue
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
                 run = shelf.finished(one) or Run(request.runs_dir, one)

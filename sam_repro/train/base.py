@@ -47,11 +47,12 @@ def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_e
     """``conf/schedule``: the learning rate, advanced after every step."""
     total = epochs * steps_per_epoch
     if settings["name"] == "onecycle":
+        share = settings["warmup_share"]
         return OneCycleLR(
             base,
             base.param_groups[0]["lr"],
-            total + 1,  # torch counts the state after the last step as well
-            pct_start=settings["warmup_share"],
+            total,
+            pct_start=share if share * total != 1 else share * (1 + 1e-9),  # torch divides by share * total - 1
             cycle_momentum=False,
             div_factor=settings["start_factor"],
             final_div_factor=settings["final_factor"],

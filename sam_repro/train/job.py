@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import data, models, optim
+from ..chain import call, tree_map
 from ..config import DEVICE
 from ..data import Samples
 from ..data.cached import cached
+from ..optim import Report
 from ..schema import UserError
 from .base import base_optimizer, schedule
 from .score import autocast
@@ -71,6 +75,31 @@ class Job:
         self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"], config["decayed"])
         self.schedule = schedule(config["schedule"], self.base, config["epochs"], steps)
         self.epoch = 0  # epochs done
+        self._try()
+
+    def backward(self, samples: Samples) -> Report:
+        """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
+        count = min(self.config["accumulate"], len(samples.targets))
+        with autocast(self.device, self.config["precision"]):
+            if count == 1:
+                return self.gradient.backward(samples.inputs, samples.targets, self.criterion, indices=samples.indices)
+            inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
+            targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
+            report = self.gradient.backward(inputs, targets, self.criterion, indices=indices)
+            return replace(report, outputs=torch.cat(report.outputs))
+
+    @torch.no_grad()
+    def _try(self) -> None:
+        """Pass one sample through the model; UserError where it does not take such inputs."""
+        samples = next(self.dataset.on(self.device, 0).in_order(self.parts.train[torch.tensor([0])], 1))
+        self.model.eval()
+        try:
+            call(self.model, samples.inputs)
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            if isinstance(error, UserError):
+                raise
+            name, reason = self.config["model"]["name"], (str(error).splitlines() or ["no reason given"])[0]
+            raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, with label smoothing; ``(batch,)``."""
@@ -118,6 +147,10 @@ class Job:
         torch.set_rng_state(state["random"].cpu())
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
+
+
+def _part(index: int, count: int, tensor: Tensor) -> Tensor:
+    return tensor.tensor_split(count)[index]
 
 
 def _on_host(state: Any) -> Any:

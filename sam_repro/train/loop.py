@@ -16,7 +16,7 @@ from ..schema import UserError
 from ..tracking.console import Display
 from ..tracking.follow import follow
 from .job import Config, Job
-from .score import METRICS, accuracy, autocast, evaluate
+from .score import METRICS, accuracy, evaluate
 from .steps import WatchedSteps, earlier_lines
 from .store import Row, Run, versions
 
@@ -67,8 +67,7 @@ def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -
     job.model.train()
     for samples in job.batches.epoch(job.epoch):
         record.watched.begin()
-        with autocast(job.device, config["precision"]):
-            report = job.gradient.backward(samples.inputs, samples.targets, job.criterion, indices=samples.indices)
+        report = job.backward(samples)
         if config["clip"]:
             clip_grad_norm_(job.parameters, config["clip"])
         lr = job.base.param_groups[0]["lr"]
