@@ -181,6 +181,9 @@ def declare(folder, content, name="own/t"):
     return folder
 
 
+ROW = {"train_loss": 0.5, "train_score": 50.0, "lr": 0.1, "images_per_second": 9.0, "sampling_number": 0, "steps": 25, "split": "test"}
+
+
 def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, seed=0, device="cpu"):
     """A finished run as the trainer leaves it, with the numbers a test wants."""
     config = compose(["dataset=digits", "epochs=1", *overrides]) | {"seed": seed, "device": device}
@@ -188,11 +191,12 @@ def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, seed=0, device
     layers = {"stem": 3, "head": 1}
     model, method = config["model"]["name"], config["optimizer"]["name"]
     with run.held({**config, "rerun": False}, f"python -m sam_repro {' '.join(overrides)} data_dir=/elsewhere"):
-        rows = [{"epoch": e, "score": score + e - 2, "grad_norm": 1 / e, "seconds": 2.0} for e in (1, 2)]
+        rows = [{"epoch": e, "score": score + e - 2, "grad_norm": 1 / e, "seconds": 2.0, **ROW} for e in (1, 2)]
         run.record(rows, [{"epoch": e, "layer": k, "grad_norm": 1 / 3, "perturbations": n} for e in (1, 2) for k, n in layers.items()])
         run.finish({
             "run_id": run.id, "dataset": config["dataset"]["name"], "model": model, "optimizer": method, "seed": seed, "epochs": 2,
-            "steps": 50, "metric": "accuracy", "score_last": score, "score_best": score + 1, "train_loss": 0.5, "images_per_second": speed,
+            "steps": 50, "metric": "accuracy", "score_last": score, "score_best": score + 1,
+            "best_epoch": 2, "split": "test", "train_loss": 0.5, "images_per_second": speed,
             "sampling_number": ascents, "forward_units": 60.0, "backward_units": 60.0, "perturbations": layers, "grad_norm": 0.5,
             "seconds": 4.0, "hardware": "a machine", "device": device, "scale": config["scale"], "versions": {},
         })  # fmt: skip
@@ -211,6 +215,29 @@ def lines_of(sheet):
 @pytest.fixture
 def methods(tmp_path):
     return load(declare(tmp_path / "experiments", METHODS), "own/t")
+
+
+def test_a_ratio_of_speeds_is_that_of_steps_timed_in_turns_where_there_is_one(tmp_path, methods):
+    """The speeds of runs on a shared machine tell more of its other users than of the method."""
+    put(tmp_path / "runs", "optimizer=sgd", speed=100)
+    sam = put(tmp_path / "runs", "optimizer=sam", speed=20)
+    assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == "20"
+    rows = [{"method": "sgd", "measured": 1.0}, {"method": "sam", "measured": 2.0}]
+    (sam.path / "cost.json").write_text(json.dumps({"methods": rows}))
+    lines = lines_of(sheet_of(tmp_path, methods))
+    assert lines["SAM", "Speed", "images_per_second_ratio"]["mean"] == "50"
+    assert lines["SAM", "Speed", "images_per_second"]["mean"] == "20"
+
+
+def test_a_page_to_look_at_comes_with_the_report(tmp_path, methods, monkeypatch, capsys):
+    run = put(tmp_path / "runs", "optimizer=sgd", score=61.5)
+    words = ["report", "own/t", "--html", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
+    dispatch([*words, f"results_dir={tmp_path / 'results'}"])
+    page = (tmp_path / "results" / "own" / "t.html").read_text()
+    assert "91.96 ± 0.30" in page
+    assert "61.50" in page
+    assert run.id in page
+    assert "t.html" in capsys.readouterr().out
 
 
 def test_the_csv_has_the_agreed_columns_and_the_sample_deviation(tmp_path, methods):

@@ -8,15 +8,18 @@ from pathlib import Path
 from ..config import check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
+from ..train.store import write
 from .declare import EXPERIMENTS, Table, names, select
 from .lookup import Request, Shelf
 from .report import report
+from .values import number
 from .work import Work, default_jobs, places, tasks, time_left
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
     run TABLE ...      do what is missing   [jobs=N processes at a time]
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
+                       [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
     readme [README.md] rewrite the tables in a README from results/
   TABLE is kdd24/table1, or kdd24 for all of a paper.
   [scale=small] [seeds=0,1] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [experiments=FOLDER] [any override]"""
@@ -35,7 +38,7 @@ def main() -> None:
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    words = [word for word in arguments if "=" not in word]
+    words = [word for word in arguments if "=" not in word and word != "--html"]
     settings = [word for word in arguments if "=" in word]
     folder = Path(_take(settings, "experiments", str(EXPERIMENTS)))
     jobs = default_jobs(_take(settings, "jobs", "0"))
@@ -49,7 +52,7 @@ def dispatch(arguments: list[str]) -> None:
             run(select(wanted, folder), request, jobs)
         case ["report", *wanted] if wanted:
             for table in select(names(folder) if wanted == ["--all"] else wanted, folder):
-                render(table, request)
+                render(table, request, page="--html" in arguments)
         case ["readme", *paths] if len(paths) < 2:
             from .readme import update
 
@@ -120,13 +123,23 @@ def run(tables: list[Table], request: Request, jobs: int) -> None:
     console.print(f"Render with: {' '.join(['python -m sam_repro.tables report', *(table.name for table in tables), *request.words])}")
 
 
-def render(table: Table, request: Request) -> None:
-    """Write the files of a table and say what is in them."""
+def render(table: Table, request: Request, *, page: bool = False) -> None:
+    """Write the files of a table and say what is in them; ``page``: the HTML as well."""
     sheet = report(table, request, Shelf(request.runs_dir, request.results_dir))
     filled = sum(bool(cell.line.n or cell.line.mean) for cell in sheet.cells)
     console.print(f"{Path(request.results_dir) / table.name}.md: {filled} of {len(sheet.cells)} cells filled, from {len(sheet.runs)} runs")
     for note in sheet.notes:
         console.print(f"  {note}")
+    if page:
+        from .html import html
+
+        path = Path(request.results_dir) / f"{table.name}.html"
+        lines = [{**vars(line), "mean": number(line.mean)} for line in sheet.lines]
+        write(
+            path,
+            html(list(sheet.runs.values()), f"{table.name}: {table.title}", lines, [f"{table.source} of: {table.citation}", *sheet.notes]),
+        )
+        console.print(f"  {path}")
 
 
 if __name__ == "__main__":

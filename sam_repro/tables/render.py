@@ -16,7 +16,8 @@ LEGEND = {
     "table": (
         "Bold: ours, the mean ± sample standard deviation (number of seeds) of the last epoch; then the mean of the best epochs, the "
         "paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a shared one on its other "
-        "users too: what compares is the ratio, and Δ is that of the ratios."
+        "users: those of runs at different times do not compare. A ratio of speeds is that of steps timed in turns in one process where "
+        "it was measured so (`python -m sam_repro.measure cost run=ID`), else that of the runs; Δ is that of the ratios."
     ),
     "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
 }

@@ -81,7 +81,7 @@ def archive(run: Run, place: Path) -> None:
 
 def measured(run: Run) -> list[Path]:
     """What was measured on the finished run."""
-    return [*sorted(run.path.glob("sharpness.json")), *sorted(run.path.glob("landscape/*.json"))]
+    return [*sorted(run.path.glob("sharpness.json")), *sorted(run.path.glob("cost.json")), *sorted(run.path.glob("landscape/*.json"))]
 
 
 def _short(run: Run) -> str:

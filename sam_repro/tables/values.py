@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..train.store import Run
 from .declare import Cell, Printed, Table
 from .fill import Filled, Runs
 from .lookup import Request, configuration
@@ -72,10 +74,28 @@ def shown(table: Table, filled: Filled, request: Request) -> Shown:
         rates = {seed: 100 * value / filled.runs[seed].summary["steps"] for seed, value in values.items()}
         derived = _line(filled, metric.derived, Printed(_percent(cell.paper.value, cell.total)), rates, request)
     elif metric.derived and table.ratio_to:
-        reference = measured(filled.references.get(table.ratio_to, {}), cell.metric)
+        others = filled.references.get(table.ratio_to, {})
+        reference = measured(others, cell.metric)
         ratios = {seed: 100 * value / reference[seed] for seed, value in values.items() if seed in reference}
+        if cell.metric == "images_per_second":
+            in_turns = {seed: _ratio_in_turns(filled.runs[seed], others[seed]) for seed in ratios}
+            ratios |= {seed: ratio for seed, ratio in in_turns.items() if ratio is not None}
         derived = _line(filled, metric.derived, Printed(_paper_ratio(table, cell)), ratios, request)
     return Shown(cell, line, derived, best)
+
+
+def _ratio_in_turns(run: Run, reference: Run) -> float | None:
+    """The speed in percent of the reference's by steps timed in turns in one process; None where that was not measured."""
+    costs = [_step_cost(one) for one in (run, reference)]
+    return None if costs[0] is None or costs[1] is None else 100 * costs[1] / costs[0]
+
+
+def _step_cost(run: Run) -> float | None:
+    """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it."""
+    method, path = run.summary["optimizer"], run.path / "cost.json"
+    if method == "sgd" or not path.exists():
+        return 1.0 if method == "sgd" else None
+    return next((row["measured"] for row in json.loads(path.read_text())["methods"] if row["method"] == method), None)
 
 
 def comparisons(filled: Filled) -> list[Comparison]:
