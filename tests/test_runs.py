@@ -291,7 +291,7 @@ def test_rerun_keeps_what_there_is_until_the_run_can_begin(tmp_path):
     weights = run.checkpoint.read_bytes()
     from sam_repro.data import READERS
 
-    def gone(_):
+    def gone(_, **__):
         raise UserError("the data are gone")
 
     original = READERS["digits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import platform
 import time
@@ -26,6 +27,7 @@ def train(config: Config, run: Run) -> Row:
 
     Raises UserError where the configuration does not fit the data or the model, and where the loss is no longer a number.
     """
+    gc.collect()  # the job before this one in a sweep: its schedule and its optimizer refer to each other
     job = Job(config)
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
