@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from sam_repro import data
 from sam_repro.data.cifar import ArrayUnpickler
-from sam_repro.data.images import Augment, ImageDataset, Images
+from sam_repro.data.images import Augment, ImageDataset
+from sam_repro.data.split import Tensors
 from sam_repro.schema import UserError
 
 OFFICIAL = Path(os.environ.get("SAM_REPRO_DATA", ""))
@@ -27,7 +28,7 @@ needs_cifar100 = pytest.mark.skipif(
 def numbered(n=40, size=6):
     """Images whose every pixel tells image, channel, row and column apart."""
     pixels = torch.arange(n * 2 * size * size).remainder(251).to(torch.uint8).view(n, 2, size, size)
-    split = Images(pixels, torch.arange(n))
+    split = Tensors(pixels, torch.arange(n))
     return split, ImageDataset(split, split, n, (100.0, 50.0), (60.0, 30.0))
 
 

@@ -11,7 +11,8 @@ from sam_repro import data
 from sam_repro.chain import Chain
 from sam_repro.config import compose
 from sam_repro.data.cached import cached
-from sam_repro.data.images import Augment, ImageDataset, Images, random_parts
+from sam_repro.data.images import Augment, ImageDataset, random_parts
+from sam_repro.data.split import Tensors
 from sam_repro.schema import UserError
 
 REAL = Path(os.environ.get("SAM_REPRO_DATA", "nowhere"))
@@ -19,7 +20,7 @@ needs_flowers = pytest.mark.skipif(not (REAL / "flowers-102").is_dir(), reason="
 
 
 def grey(n=6, **augment):
-    split = Images(torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8), torch.arange(n))
+    split = Tensors(torch.randint(256, (n, 1, 8, 8), dtype=torch.uint8), torch.arange(n))
     return ImageDataset(split, split, n, (10.0,), (2.0,), Augment(**augment))
 
 

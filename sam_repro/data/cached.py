@@ -8,53 +8,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..chain import Chain
 from ..schema import UserError
 from ..tracking.console import track
 from . import Parts
 from .images import ImageDataset
-from .split import Dataset, Samples
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """``inputs``: float32, samples along dim 0; ``targets``: int64, ``(n,)``."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: Tensor) -> Vectors:
-        return Vectors(self.inputs[index], self.targets[index])
-
-    def to(self, device: torch.device) -> Vectors:
-        """A copy on the device."""
-        return Vectors(self.inputs.to(device), self.targets.to(device))
-
-    @property
-    def nbytes(self) -> int:
-        """Of the vectors."""
-        return self.inputs.numel() * self.inputs.element_size()
+from .split import Dataset, Samples, Tensors
 
 
 @dataclass(frozen=True)
 class VectorDataset(Dataset):
     """Vectors with labels."""
 
-    train: Vectors
-    test: Vectors
+    train: Tensors
+    test: Tensors
     classes: int
     metrics: tuple[str, ...] = ("accuracy",)
 
-    def batches(self, split: Vectors, batch_size: int, seed: int) -> VectorBatches:
+    def batches(self, split: Tensors, batch_size: int, seed: int) -> VectorBatches:
         """Shuffled, to train on."""
         return VectorBatches(split, batch_size, seed)
 
-    def in_order(self, split: Vectors, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Samples]:
         """The split as it is, to measure on."""
         for indices in torch.arange(len(split), device=split.targets.device).split(batch_size):
             yield Samples(split.inputs[indices], split.targets[indices], indices)
@@ -64,7 +41,7 @@ class VectorDataset(Dataset):
 class VectorBatches:
     """The training set, epoch by epoch, in the order that the images would have."""
 
-    split: Vectors
+    split: Tensors
     batch_size: int
     seed: int
 
@@ -106,9 +83,9 @@ def cached(parts: Parts, model: nn.Module, batch_size: int, autocast: Any) -> tu
 
 
 @torch.no_grad()
-def _features(model: nn.Module, stop: int, dataset: ImageDataset, split: Any, batch_size: int, autocast: Any) -> Vectors:
+def _features(model: nn.Module, stop: int, dataset: ImageDataset, split: Any, batch_size: int, autocast: Any) -> Tensors:
     made = []
     for samples in track(dataset.in_order(split, batch_size), -(-len(split) // batch_size), "frozen stages"):
         with autocast:
             made.append(model(samples.inputs, stop=stop).float())
-    return Vectors(torch.cat(made), split.targets)
+    return Tensors(torch.cat(made), split.targets)

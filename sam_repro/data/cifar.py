@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..schema import UserError
-from .images import Augment, ImageDataset, Images
+from .images import Augment, ImageDataset
+from .split import Tensors
 
 MD5 = {
     "cifar-10-batches-py/data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -38,7 +39,7 @@ def cifar10(data_dir: str, **augment: Any) -> ImageDataset:
     names = [f"{folder}/data_batch_{i}" for i in range(1, 6)]
     _fetch(data_dir, "CIFAR10", folder)
     train = [_read(data_dir, name, b"labels") for name in names]
-    joined = Images(torch.cat([s.inputs for s in train]), torch.cat([s.targets for s in train]))
+    joined = Tensors(torch.cat([s.inputs for s in train]), torch.cat([s.targets for s in train]))
     return ImageDataset(joined, _read(data_dir, f"{folder}/test_batch", b"labels"), 10, MEAN, STD, Augment(**augment))
 
 
@@ -64,7 +65,7 @@ def _fetch(data_dir: str, name: str, folder: str) -> None:
         ) from error
 
 
-def _read(data_dir: str, name: str, labels: bytes) -> Images:
+def _read(data_dir: str, name: str, labels: bytes) -> Tensors:
     path = Path(data_dir) / name
     try:
         content = path.read_bytes()
@@ -74,7 +75,7 @@ def _read(data_dir: str, name: str, labels: bytes) -> Images:
         raise UserError(f"{path} is not the official file (its MD5 differs): delete its folder to download the data again.")
     fields = ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
     pixels = torch.from_numpy(np.ascontiguousarray(fields[b"data"])).view(-1, 3, 32, 32)
-    return Images(pixels, torch.tensor(fields[labels]))
+    return Tensors(pixels, torch.tensor(fields[labels]))
 
 
 class ArrayUnpickler(pickle.Unpickler):

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .images import Augment, ImageDataset, Images
+from .images import Augment, ImageDataset
+from .split import Tensors
 
 
 def digits(_data_dir: str, **augment: Any) -> ImageDataset:
@@ -17,9 +18,9 @@ def digits(_data_dir: str, **augment: Any) -> ImageDataset:
     images, labels = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=360, random_state=0, stratify=labels)
 
-    def split(x, y) -> Images:  # type: ignore[no-untyped-def]
+    def split(x, y) -> Tensors:  # type: ignore[no-untyped-def]
         pixels = torch.from_numpy(x * (255 / 16)).round().to(torch.uint8)
-        return Images(pixels.view(-1, 1, 8, 8), torch.from_numpy(y).long())
+        return Tensors(pixels.view(-1, 1, 8, 8), torch.from_numpy(y).long())
 
     train = split(train_x, train_y)
     values = train.inputs.float()

@@ -9,7 +9,8 @@ import torch
 
 from ..schema import UserError
 from .files import centre_square, read_image
-from .images import Augment, ImageDataset, Images, moments
+from .images import Augment, ImageDataset, moments
+from .split import Tensors
 
 OFFICIAL = {"train": 1020, "val": 1020, "test": 6149}
 
@@ -21,12 +22,12 @@ def flowers102(data_dir: str, *, split: str, size: int, **augment: Any) -> Image
     ``official`` trains on the official training and validation split and measures on the test split.
     """
     parts = {name: _read(data_dir, name, size) for name in OFFICIAL}
-    rest = Images(*(torch.cat([getattr(parts[name], field) for name in ("train", "val")]) for field in ("inputs", "targets")))
+    rest = Tensors(*(torch.cat([getattr(parts[name], field) for name in ("train", "val")]) for field in ("inputs", "targets")))
     train, test = (parts["test"], rest) if split == "kdd24" else (rest, parts["test"])
     return ImageDataset(train, test, 102, *moments(train.inputs), Augment(size=size, **augment))
 
 
-def _read(data_dir: str, name: str, size: int) -> Images:
+def _read(data_dir: str, name: str, size: int) -> Tensors:
     from torchvision.datasets import Flowers102
 
     there = (Path(data_dir) / "flowers-102" / "jpg").is_dir()
@@ -41,4 +42,4 @@ def _read(data_dir: str, name: str, size: int) -> Images:
         raise UserError(f"{data_dir}/flowers-102 lists {len(listed)} images in its {name} split, not the official {OFFICIAL[name]}.")
     # torchvision keeps the names of the files and their labels to itself; reading through it would decode every image twice.
     pixels = torch.stack([centre_square(read_image(path), size) for path in listed._image_files])
-    return Images(pixels, torch.tensor(listed._labels))
+    return Tensors(pixels, torch.tensor(listed._labels))

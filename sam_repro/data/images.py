@@ -11,33 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .split import Dataset, Samples
+from .split import Dataset, Samples, Tensors
 
 # Mean and deviation of a channel on the scale 0-255, in place of the data set's own.
 KNOWN = {"half": ((127.5,), (127.5,)), "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
-
-
-@dataclass(frozen=True)
-class Images:
-    """``inputs``: uint8, ``(n, channels, height, width)``; ``targets``: int64, ``(n,)``."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, index: Tensor) -> Images:
-        return Images(self.inputs[index], self.targets[index])
-
-    def to(self, device: torch.device) -> Images:
-        """A copy on the device."""
-        return Images(self.inputs.to(device), self.targets.to(device))
-
-    @property
-    def nbytes(self) -> int:
-        """Of the pixels."""
-        return self.inputs.numel()
 
 
 @dataclass(frozen=True)
@@ -57,8 +34,8 @@ class Augment:
 class ImageDataset(Dataset):
     """Images with mean and deviation of each channel, on the scale 0-255."""
 
-    train: Images
-    test: Images
+    train: Tensors
+    test: Tensors
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -81,11 +58,11 @@ class ImageDataset(Dataset):
         mean, std = KNOWN.get(self.augment.normalise, (self.mean, self.std))
         return Normalise(mean, std, self.augment.size, device)
 
-    def batches(self, split: Images, batch_size: int, seed: int) -> TrainBatches:
+    def batches(self, split: Tensors, batch_size: int, seed: int) -> TrainBatches:
         """Shuffled and augmented, to train on."""
         return TrainBatches(split, self, batch_size, seed)
 
-    def in_order(self, split: Images, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Samples]:
         """The split as it is, to measure on."""
         normalise = self.normalised(split.inputs.device)
         for indices in torch.arange(len(split), device=split.inputs.device).split(batch_size):
@@ -95,7 +72,7 @@ class ImageDataset(Dataset):
 class TrainBatches:
     """The training set, epoch by epoch. All draws of an epoch follow from the seed and its number alone."""
 
-    def __init__(self, split: Images, dataset: ImageDataset, batch_size: int, seed: int) -> None:
+    def __init__(self, split: Tensors, dataset: ImageDataset, batch_size: int, seed: int) -> None:
         self.inputs, self.targets = split.inputs, split.targets
         self.batch_size, self.seed, self.augment = batch_size, seed, dataset.augment
         self.normalise = dataset.normalised(split.inputs.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -34,6 +35,29 @@ class Split(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of memory."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Samples in memory, along dim 0: of images uint8, ``(n, channels, height, width)``. ``targets``: int64, ``(n,)``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: Tensor) -> Tensors:
+        return Tensors(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device) -> Tensors:
+        """A copy on the device."""
+        return Tensors(self.inputs.to(device), self.targets.to(device))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the inputs."""
+        return self.inputs.numel() * self.inputs.element_size()
 
 
 class Batches(Protocol):
