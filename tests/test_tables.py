@@ -274,7 +274,7 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
     report(methods, request, Shelf(request.runs_dir, request.results_dir))
     page = (tmp_path / "results" / "own" / "t.md").read_text()
     for said in (
-        "# own/t: T", "Table 0 of: C, 2024.", "`python -m sam_repro.tables run own/t`", "`python -m sam_repro.tables report own/t`",
+        "# own/t: T", "Table 0 of: C, 2024.", "`python -m sam_repro.tables report own/t`",
         "scale small (epochs x 0.2, data x 0.1), cpu bf16, a machine", "2 runs, seeds 0, 1",
         "run own/t scale=small device=cpu precision=bf16",
         "**61.50 ± 2.12** (2)<br>best 62.50<br>paper 91.96 ± 0.3<br>Δ −30.46", "100.0 ± 0.0 % of SGD", "paper 95.0 (quoted)",

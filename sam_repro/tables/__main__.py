@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
-from ..config import check_overrides
+from ..config import DEVICE, check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
 from ..train.store import write
@@ -70,10 +71,14 @@ def _request(settings: list[str]) -> Request:
     for word in settings:
         if word.startswith("seed="):
             raise UserError("seed= is seeds= here, as in seeds=0,1,2.")
+        if word.startswith(("experiment=", "dataset=", "optimizer=")):
+            raise UserError(f"{word!r} is what the cells of a table say themselves: leave it out, or use python -m sam_repro.")
         if word.startswith(("rerun=", "dry_run=")):
             raise UserError(
                 f"{word!r} is for single runs: python -m sam_repro; 'python -m sam_repro.runs rm' removes runs to be made anew."
             )
+    if not re.fullmatch(DEVICE, named["device"] or "auto"):
+        raise UserError(f"device={named['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if named["scale"] and named["scale"] not in options("scale"):
         raise UserError(f"scale has no option {named['scale']!r}.{suggest(named['scale'], options('scale'))}")
     check_overrides(settings)

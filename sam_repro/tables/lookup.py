@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -37,7 +38,8 @@ class Request:
     def words(self) -> Words:
         """As overrides again, to be shown."""
         named = (("scale", self.scale), ("device", self.device), ("precision", self.precision))
-        return (*(f"{key}={value}" for key, value in named if value), *self.changes)
+        seeds = (f"seeds={','.join(map(str, self.seeds))}",) if self.seeds else ()
+        return (*(f"{key}={value}" for key, value in named if value), *seeds, *self.changes)
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,11 @@ class Shelf:
     @cached_property
     def scales(self) -> set[str]:
         """Of all finished runs: others need not be looked for."""
-        found = [path for place in (self.store, self.archive) for path in place.glob("*/summary.json")]
-        return {json.loads(path.read_text())["scale"] for path in found}
+        found = set()
+        for path in (path for place in (self.store, self.archive) for path in place.glob("*/summary.json")):
+            with contextlib.suppress(ValueError, KeyError):  # a damaged run is no run
+                found.add(json.loads(path.read_text())["scale"])
+        return found
 
 
 def configuration(cell: Cell, words: Words, scale: str, request: Request) -> Config:

@@ -41,11 +41,13 @@ def as_markdown(sheet: Sheet, pictures: bool) -> str:
     """The table as a page: what it is, how it is made, ours beside the paper's, footnotes."""
     table, fill, render = sheet.table, command(sheet, "run"), command(sheet, "report")
     parts = [f"# {table.name}: {table.title}", f"{table.source} of: {table.citation}"]
-    parts.append(f"Filled by `{fill}`, rendered by `{render}`." if table.kind != "recipe" else f"Checked and rendered by `{render}`.")
+    # What runs show is filled by a command of their own setting, which the notes have.
+    empty = table.kind != "recipe" and not sheet.runs
+    parts.append(f"Filled by `{fill}`, rendered by `{render}`." if empty else f"Rendered by `{render}`.")
     if pictures:
         picture = table.name.rpartition("/")[2]
         parts.append(f"![{table.title}]({picture}.png)\n\n{caption(sheet)} ([SVG]({picture}.svg))")
-    parts.append("\n".join(f"- {note}" for note in sheet.notes or ["No runs yet: the paper's values alone."]))
+    parts.append("\n".join(f"- {note}" for note in sheet.notes or ["No runs yet."] * empty))
     parts += [matrix(sheet), LEGEND["recipe" if table.kind == "recipe" else "table"]]
     if sheet.tests:
         parts.append(tests(sheet))

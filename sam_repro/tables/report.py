@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -55,13 +56,17 @@ def _draw(filled: Sheet, path: Path) -> bool:
 def _picture(figure: object, kind: str) -> bytes:
     content = io.BytesIO()
     # Without the date, the same runs give the same file.
-    figure.savefig(content, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {})  # type: ignore[attr-defined]
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "sam_repro"}):  # or the ids in an SVG are others each time
+        figure.savefig(content, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else {})  # type: ignore[attr-defined]
     return content.getvalue()
 
 
 def archive(run: Run, place: Path) -> None:
     """Copy what a finished run showed, but for its weights and for what is true of this machine only."""
-    status = {key: value for key, value in run.status.items() if key not in ("host", "pid")}
+    status = _without_machine(run.status)
+    status["history"] = [_without_machine(earlier) for earlier in status.get("history", [])]
     status["command"] = " ".join(word for word in status.get("command", "").split() if next(keys_of([word])) not in OUTSIDE)
     config = {key: value for key, value in run.config.items() if key not in OUTSIDE}
     files = {
@@ -77,6 +82,10 @@ def archive(run: Run, place: Path) -> None:
         target = place / run.id / name
         if not target.exists() or target.read_text() != content:
             write(target, content)
+
+
+def _without_machine(status: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in status.items() if key not in ("host", "pid")}
 
 
 def measured(run: Run) -> list[Path]:

@@ -76,10 +76,12 @@ def shown(table: Table, filled: Filled, request: Request) -> Shown:
     elif metric.derived and table.ratio_to:
         others = filled.references.get(table.ratio_to, {})
         reference = measured(others, cell.metric)
-        ratios = {seed: 100 * value / reference[seed] for seed, value in values.items() if seed in reference}
-        if cell.metric == "images_per_second":
-            in_turns = {seed: _ratio_in_turns(filled.runs[seed], others[seed]) for seed in ratios}
-            ratios |= {seed: ratio for seed, ratio in in_turns.items() if ratio is not None}
+        pairs = {seed: (filled.runs[seed], others[seed]) for seed in values.keys() & reference.keys()}
+        in_turns = {seed: _ratio_in_turns(*pair) for seed, pair in sorted(pairs.items())} if cell.metric == "images_per_second" else {}
+        ratios = {seed: ratio for seed, ratio in in_turns.items() if ratio is not None}  # never mixed with those of whole runs
+        if not ratios:
+            alike = sorted(seed for seed, (run, other) in pairs.items() if run.summary["hardware"] == other.summary["hardware"])
+            ratios = {seed: 100 * values[seed] / reference[seed] for seed in alike}
         derived = _line(filled, metric.derived, Printed(_paper_ratio(table, cell)), ratios, request)
     return Shown(cell, line, derived, best)
 

@@ -151,7 +151,11 @@ class Work:
 
     def _start(self) -> None:
         while self.free and self.waiting:
-            task, environment = self.waiting.pop(0), self.free.pop(0)
+            task = self.waiting.pop(0)
+            if task.run.state in ("done", "running"):  # somebody else took it in the meantime
+                self.total -= 1
+                continue
+            environment = self.free.pop(0)
             log = _log(task)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("wb") as file:  # a session of its own: Ctrl-C reaches us alone, and we stop it
@@ -184,6 +188,7 @@ class Work:
         return f"  left about {clock(seconds / self.jobs)}" if todo and not unknown else ""
 
     def _stop(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave them behind
         for process in self.running:
             process.terminate()
         deadline = time.monotonic() + PATIENCE
