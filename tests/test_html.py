@@ -15,6 +15,7 @@ from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
 from sam_repro.tables import html as page
 from sam_repro.tables.compare import benchmarks, differences
+from sam_repro.tracking.describe import command_of
 from sam_repro.train import loop
 from sam_repro.train.store import Run, all_runs, write
 
@@ -156,7 +157,7 @@ def test_the_page_says_how_far_it_can_be_trusted_and_needs_nothing_else(store):
     for run in runs:
         assert text.count(f'id="run-{run.id}"') == 1
         assert f"#run-{run.id}" in text
-        assert page.escape(run.status["command"]) in text
+        assert page.escape(command_of(run)) in text
     assert yaml.safe_load(re.search(r"<pre>(dataset:.*?)</pre>", text, re.S)[1])["model"]["name"] == "resnet20"
 
 

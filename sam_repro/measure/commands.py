@@ -100,9 +100,9 @@ def norms(run: Run, s: Settings) -> None:
     whole = math.hypot(*found.values())
     folder = run.path / "norms"
     _write(folder / "norms.json", {"grad_norm": whole, "layers": found, **at.where_from()})
-    for name, norm in found.items():
-        console.print(f"  {name:<16}{norm:.4g}")
-    console.print(f"  {'whole model':<16}{whole:.4g}")
+    width = max(map(len, [*found, "whole model"])) + 2
+    for name, norm in {**found, "whole model": whole}.items():
+        console.print(f"  {name:<{width}}{norm:.4g}")
     for made in draw_norms(run, folder):
         console.print(f"  file            {made}.png (and .svg)")
 

@@ -21,6 +21,9 @@ def find_finished(run: str, runs_dir: str) -> Run:
     return found
 
 
+PAPERS = 1024  # samples of KDD'24's landscapes (appendix A.2): of a smaller training set, all
+
+
 class Finished:
     """The run's training set, the first ``samples`` of a fixed shuffle or all, under the weights it ended with."""
 
@@ -37,6 +40,8 @@ class Finished:
         self.batch_size = batch_size
         self.split = self.job.parts.train
         self.of = len(self.split)
+        if samples == PAPERS and self.of < PAPERS:
+            samples = "all"
         if isinstance(samples, int) and samples > self.of:
             raise UserError(f"samples={samples} is more than the {self.of:,} training samples of run {run.id}.")
         if isinstance(samples, int) and samples < self.of:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..chain import Chain, call, layers
+from ..chain import Chain, Unperturbed, call, layers
 from ..optim.passes import perturbed, written
 from ..optim.structure import norm_of
 from ..schema import UserError, suggest
@@ -122,7 +122,7 @@ def _found(model: nn.Module, name: str) -> tuple[list[Tensor], int]:
     if name != ALL and name not in known:
         raise UserError(f"There is no layer {name!r}.{suggest(name, [*known, ALL])}")
     chosen = list(known.values()) if name == ALL else [known[name]]
-    parameters: list[Tensor] = [p for layer in chosen for p in layer.parameters]
+    parameters: list[Tensor] = [p for layer in chosen for p in layer.parameters if not isinstance(p, Unperturbed)]
     return parameters, min(layer.stage for layer in chosen) if isinstance(model, Chain) else 0
 
 

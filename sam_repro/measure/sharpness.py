@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..chain import Unperturbed
 from ..optim.passes import perturbed
 from ..optim.structure import norm_of
 from ..optim.watched import curvature
@@ -66,10 +67,13 @@ def trace(objective: Objective, probes: int = 32, *, seed: int = 0, watch: Calla
 
 def sam_sharpness(objective: Objective, rho: float = 0.05) -> Rise:
     """L(w + eps) - L(w) with eps = rho g/|g|, g the gradient over all samples (Foret et al. 2021, Eq. 2)."""
-    gradient = objective.gradient()
+    pairs = zip(objective.parameters, objective.gradient(), strict=True)
+    moving = [(p, g) for p, g in pairs if not isinstance(p, Unperturbed)]  # as in training
+    parameters: list[Tensor] = [p for p, _ in moving]
+    gradient = [g for _, g in moving]
     norm = norm_of(gradient)
     before = objective.value()
-    with perturbed(list(objective.parameters), torch._foreach_mul(gradient, ratio(rho, norm))):
+    with perturbed(parameters, torch._foreach_mul(gradient, ratio(rho, norm))):
         after = objective.value()
     return Rise(before.item(), norm.item(), (after - before).item())
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import models, optim
 from ..optim.passes import Criterion
 from ..optim.where import Layers
-from ..schema import UserError, suggest
+from ..schema import UserError, kind, options, suggest
 
 
 class LastLayers(Layers):
@@ -54,6 +54,8 @@ class Contestant:
 def contestant(label: str, model: str, method: str, device: torch.device, **knobs: Any) -> Contestant:
     """A method on a fresh copy of a model; a layer-wise one stays with the last k layers."""
     torch.manual_seed(0)
+    if model in options("model") and kind("model", model) != "images":
+        raise UserError(f"{model} takes no images: train it, and use python -m sam_repro.measure cost run=ID.")
     net: Any = models.create(model).to(device)
     net.to(memory_format=torch.channels_last)
     gradient = optim.create(method, net, **knobs)

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ..config import OUTSIDE
+from ..schema import fields
 from ..train.store import Run
 
 Row = dict[str, Any]
@@ -83,11 +84,20 @@ def benchmarks(runs: Iterable[Run]) -> list[Benchmark]:
 
 
 def _benchmark(config: Row) -> tuple[str, str, str, str]:
-    name = f"{config['dataset']['name']} · {config['model'].get('arch', config['model']['name'])}"
+    name = " · ".join(_named(group, config[group]) for group in ("dataset", "model"))
     share = "" if config["train_fraction"] == 1 else f", {config['train_fraction']:.3g} of the training set"
+    share += f", at most {config['max_samples']:,} samples" if config.get("max_samples") else ""
     held_out = config["val_fraction"]
     split = f"held-out part ({held_out:g}) of the training set" if held_out else "test set"
     return name, f"{config['scale']}{share}", f"{config['device'].partition(':')[0]} {config['precision']}", split
+
+
+def _named(group: str, node: Row) -> str:
+    """An option with the fields that are not as in its file: ``resnet18 (bits=4)``."""
+    usual = fields(group, node["name"]).defaults
+    other = [f"{key}={value}" for key, value in node.items() if key != "arch" and usual.get(key) != value]
+    said = f" ({', '.join(other)})" if other else ""
+    return f"{node.get('arch') or node['name']}{said}"
 
 
 def _settings(members: Sequence[tuple[Run, Row]]) -> list[Setting]:

@@ -17,6 +17,7 @@ import yaml
 
 from ..config import OUTSIDE
 from ..schema import UserError, suggest
+from ..tracking.describe import command_of
 from ..train.store import Run, all_runs, find, now, write
 from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
@@ -167,7 +168,7 @@ def article(run: Run) -> str:
     name = f"{config['optimizer']['name']}, {config['dataset']['name']}, {model}, seed {config['seed']}"
     return (
         f'<article id="run-{escape(run.id)}" tabindex="-1"><h3><code>{escape(run.id)}</code> {escape(name)}</h3>'
-        f'<div class="command"><pre><code>{escape(status.get("command", ""))}</code></pre></div>'
+        f'<div class="command"><pre><code>{escape(command_of(run))}</code></pre></div>'
         f"<dl>{''.join(_fact(fact) for fact in facts.items() if fact[1])}</dl>"
         f"<details><summary>Configuration</summary><pre>{escape(inside)}</pre></details></article>"
     )

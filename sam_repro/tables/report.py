@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from ..config import OUTSIDE, keys_of
+from ..config import OUTSIDE
 from ..schema import UserError
+from ..tracking.describe import command_of
 from ..train.store import LAYER_COLUMNS, Run, write
 from .declare import Table
 from .lookup import Request, Shelf
@@ -67,7 +68,7 @@ def archive(run: Run, place: Path) -> None:
     """Copy what a finished run showed, but for its weights and for what is true of this machine only."""
     status = _without_machine(run.status)
     status["history"] = [_without_machine(earlier) for earlier in status.get("history", [])]
-    status["command"] = " ".join(word for word in status.get("command", "").split() if next(keys_of([word])) not in OUTSIDE)
+    status["command"] = command_of(run)
     config = {key: value for key, value in run.config.items() if key not in OUTSIDE}
     files = {
         "config.yaml": yaml.safe_dump(config, sort_keys=False),

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import OUTSIDE
+from ..config import OUTSIDE, keys_of
 from ..train.store import Run
 
 Row = dict[str, Any]
 
 
 def identity_of(config: Row, run: Run) -> Row:
-    """The configuration without paths and the like, with the run's id and method, and its command, commit and host."""
-    status = run.status
-    known = {key: status.get(key) for key in ("command", "commit", "host")}
+    """The configuration without paths and the like, with the run's id and method, and its command and commit."""
     return {
         "run_id": run.id,
         "method": config["optimizer"]["name"],
-        **known,
+        "command": command_of(run),
+        "commit": run.status.get("commit"),
         **{key: value for key, value in config.items() if key not in OUTSIDE},
     }
+
+
+def command_of(run: Run) -> str:
+    """The command that made the run, without what is true of its machine only."""
+    words = run.status.get("command", "").split()
+    return " ".join(word for word in words if next(keys_of([word])) not in OUTSIDE)
 
 
 def experiment_of(run: Run) -> str:
@@ -47,5 +52,6 @@ def group_of(config: Row, run: Run) -> str:
 def tags(config: Row, run: Run) -> list[str]:
     """Paper, dataset, model, method; and the scale of a reduced run."""
     paper, scale = experiment_of(run).partition("/")[0], config["scale"]
-    words = [paper, config["dataset"]["name"], model_of(config), config["optimizer"]["name"], "" if scale == "paper" else f"scale {scale}"]
+    reduced = ["" if scale == "paper" else f"scale {scale}", f"{config['max_samples']} samples" if config["max_samples"] else ""]
+    words = [paper, config["dataset"]["name"], model_of(config), config["optimizer"]["name"], *reduced]
     return [word for word in words if word]

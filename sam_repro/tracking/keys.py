@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 Row = dict[str, Any]
-# Columns of metrics.jsonl; what is not named here stands under sam/. The score stands under the split it was measured on.
+# Columns of metrics.jsonl; what is not named here stands under sam/. Scores stand under the split they were measured on.
 NAMES = {
     "train_loss": "train/loss",
     "train_score": "train/score",
@@ -22,7 +22,7 @@ HEATMAPS = {"grad_norm": "sam/layers_grad_norm", "perturbations": "sam/layers_pe
 
 def of_epoch(row: Row) -> dict[str, float]:
     """A row of ``metrics.jsonl``, and the sampling rate: the share of its steps that made an ascent."""
-    names = {**NAMES, "score": f"{row['split']}/score"}
+    names = {**NAMES, **{name: f"{row['split']}/{name}" for name in ("score", "accuracy", "f1")}}
     numbers = {key: value for key, value in row.items() if key != "epoch" and isinstance(value, (int, float))}
     values = {names.get(key, f"sam/{key}"): value for key, value in numbers.items()}
     return {**values, "sam/sampling_rate": row["sampling_number"] / row["steps"]}
