@@ -247,7 +247,7 @@ def test_a_point_leads_to_its_run_by_keyboard(visit, store):
     opened.wait_for_function("document.activeElement.tagName === 'ARTICLE'")
     assert opened.evaluate("document.activeElement.id") == f"run-{target}"
     assert opened.locator(f"#run-{target} details").get_attribute("open") is not None
-    assert opened.locator(f"#run-{target} .command code").inner_text() == Run(store, target).status["command"]
+    assert opened.locator(f"#run-{target} .command code").inner_text() == command_of(Run(store, target))
 
 
 def test_the_heatmap_is_read_by_arrow_keys(visit, store):
