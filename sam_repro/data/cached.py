@@ -15,7 +15,7 @@ from ..schema import UserError
 from ..tracking.console import track
 from . import Parts
 from .images import ImageDataset
-from .split import Dataset, Samples, Tensors
+from .split import Dataset, Samples, Shuffled, Tensors
 
 
 @dataclass(frozen=True)
@@ -38,23 +38,13 @@ class VectorDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class VectorBatches:
+class VectorBatches(Shuffled):
     """The training set, epoch by epoch, in the order that the images would have."""
-
-    split: Tensors
-    batch_size: int
-    seed: int
-
-    nbytes = 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch; the last one may be shorter."""
-        return -(-len(self.split) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Samples]:
         """The batches of epoch ``number``."""
         device = self.split.targets.device
-        generator = torch.Generator(device).manual_seed(1_000_003 * self.seed + number)
+        generator = torch.Generator(device).manual_seed(self.seed_of(number))
         for indices in torch.randperm(len(self.split), generator=generator, device=device).split(self.batch_size):
             yield Samples(self.split.inputs[indices], self.split.targets[indices], indices)
 

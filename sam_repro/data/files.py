@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
-from .split import Dataset, Samples
+from .split import Dataset, Samples, Shuffled
 
 PIECE = 256  # images that a worker hands over together
 
@@ -87,7 +87,7 @@ class FolderDataset(Dataset):
 
     def batches(self, split: Files, batch_size: int, seed: int) -> FileBatches:
         """Shuffled and augmented, to train on."""
-        return FileBatches(split, self, batch_size, seed)
+        return FileBatches(split, batch_size, seed, self)
 
     def in_order(self, split: Files, batch_size: int) -> Iterator[Samples]:
         """The middle of every image, to measure on."""
@@ -122,23 +122,14 @@ class FolderDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class FileBatches:
+class FileBatches(Shuffled):
     """The training set, epoch by epoch; an image's draws follow from the seed, the epoch and its index alone."""
 
-    split: Files
     dataset: FolderDataset
-    batch_size: int
-    seed: int
-
-    nbytes = 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch; the last one may be shorter."""
-        return -(-len(self.split) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Samples]:
         """The batches of epoch ``number``."""
-        seed = 1_000_003 * self.seed + number
+        seed = self.seed_of(number)
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))
         read = RandomParts(self.split, self.dataset.augment, seed)
         yield from self.dataset.loaded(read, list(order.split(self.batch_size)))

@@ -74,6 +74,25 @@ class Batches(Protocol):
         """The batches of epoch ``number``."""
 
 
+@dataclass(frozen=True)
+class Shuffled:
+    """What batches of most kinds have in common: nothing in memory beside the split, and a seed for each epoch."""
+
+    split: Any
+    batch_size: int
+    seed: int
+
+    nbytes = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch; one of them may be shorter."""
+        return -(-len(self.split) // self.batch_size)
+
+    def seed_of(self, number: int) -> int:
+        """All draws of epoch ``number`` follow from it."""
+        return 1_000_003 * self.seed + number
+
+
 class Dataset(ABC):
     """A data set with what a model and a reader of its scores need to know."""
 

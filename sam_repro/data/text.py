@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .split import Dataset, Samples
+from .split import Dataset, Samples, Shuffled
 
 POOL = 50  # batches of text sorted by length together: enough to save most padding, few enough to stay random
 
@@ -69,7 +69,7 @@ class TextDataset(Dataset):
 
     def batches(self, split: Texts, batch_size: int, seed: int) -> TextBatches:
         """Shuffled, to train on."""
-        return TextBatches(split, self.pad, batch_size, seed)
+        return TextBatches(split, batch_size, seed, self.pad)
 
     def in_order(self, split: Texts, batch_size: int) -> Iterator[Samples]:
         """The split as it is, to measure on."""
@@ -78,23 +78,14 @@ class TextDataset(Dataset):
 
 
 @dataclass(frozen=True)
-class TextBatches:
+class TextBatches(Shuffled):
     """The training set, epoch by epoch, texts of about a length together."""
 
-    split: Texts
     pad: int
-    batch_size: int
-    seed: int
-
-    nbytes = 0
-
-    def __len__(self) -> int:
-        """Batches in an epoch; one of them may be shorter."""
-        return -(-len(self.split) // self.batch_size)
 
     def epoch(self, number: int) -> Iterator[Samples]:
         """The batches of epoch ``number``: the texts shuffled, sorted by length within each pool, the batches shuffled again."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
+        generator = torch.Generator().manual_seed(self.seed_of(number))
         pools = torch.randperm(len(self.split), generator=generator).split(POOL * self.batch_size)
         made = [b for pool in pools for b in pool[self.split.lengths[pool].argsort(stable=True)].split(self.batch_size)]
         for place in torch.randperm(len(made), generator=generator).tolist():
