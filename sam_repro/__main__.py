@@ -19,8 +19,7 @@ from .schema import CONF, UserError, read
 from .train.store import Run
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def app(composed: DictConfig) -> None:
+def job(composed: DictConfig) -> None:
     """One run of what Hydra composed; in a sweep a failure is written down, and the next job goes on."""
     overrides = list(HydraConfig.get().overrides.task)
     try:
@@ -33,6 +32,9 @@ def app(composed: DictConfig) -> None:
             sys.exit(f"sam_repro: {sentence}")
         else:
             raise
+
+
+app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
 
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:

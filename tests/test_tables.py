@@ -19,11 +19,12 @@ from sam_repro.schema import UserError, options
 from sam_repro.tables.__main__ import dispatch
 from sam_repro.tables.declare import EXPERIMENTS, load, names, select
 from sam_repro.tables.fill import fill
+from sam_repro.tables.latex import as_latex
 from sam_repro.tables.lookup import Request, Shelf, configuration
 from sam_repro.tables.metrics import METRICS
 from sam_repro.tables.readme import BEGIN, END, update
 from sam_repro.tables.recipe import PARTS, SETTINGS, agrees
-from sam_repro.tables.render import as_csv
+from sam_repro.tables.render import as_csv, as_markdown
 from sam_repro.tables.report import report
 from sam_repro.tables.sheet import sheet
 from sam_repro.tables.values import COLUMNS
@@ -280,7 +281,9 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
         "**61.50 ± 2.12** (2)<br>best 62.50<br>paper 91.96 ± 0.3<br>Δ −30.46", "100.0 ± 0.0 % of SGD", "paper 95.0 (quoted)",
     ):  # fmt: skip
         assert said in page, said
-    assert r"61.50 $\pm$ 2.12 (91.96 $\pm$ 0.3)" in (tmp_path / "results" / "own" / "t.tex").read_text()
+    tex = (tmp_path / "results" / "own" / "t.tex").read_text()
+    assert r"\shortstack[r]{\textbf{61.50 $\pm$ 2.12} (2)\\best 62.50\\paper 91.96 $\pm$ 0.3\\$\Delta$ $-$30.46}" in tex
+    assert "2 runs, seeds 0, 1" in tex
 
 
 def test_the_paired_test_is_the_textbooks(tmp_path, methods):
@@ -421,9 +424,10 @@ def test_the_committed_tables_are_what_the_committed_runs_render_to(tmp_path):
         pytest.skip("no tables are committed")
     request = Request(runs_dir=str(tmp_path / "none"), results_dir=str(results))
     for table in select(rendered):
-        assert as_csv(sheet(table, request, Shelf(request.runs_dir, results)).lines) == (results / f"{table.name}.csv").read_text(), (
-            table.name
-        )
+        filled, path = sheet(table, request, Shelf(request.runs_dir, results)), results / table.name
+        pictures = path.with_suffix(".png").exists()
+        for content, kind in ((as_csv(filled.lines), "csv"), (as_markdown(filled, pictures), "md"), (as_latex(filled, pictures), "tex")):
+            assert content == path.with_suffix(f".{kind}").read_text(), path.with_suffix(f".{kind}")
     readme = (ROOT / "README.md").read_text()
     if BEGIN in readme:
         (tmp_path / "README.md").write_text(readme)
@@ -491,6 +495,37 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     assert lines["SAM", "Norm", "grad_norm"]["mean"] == f"{everything[1].run.summary['grad_norm']:.6f}".rstrip("0")
 
 
+def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_path):
+    """SGD's own step needs no timing; runs of the archive have no weights to measure."""
+    content = "run: dataset=digits train_fraction=0.05 epochs=1\nmeasure: [cost steps=1, landscape layer=head.linear points=2]\n"
+    folder = declare(tmp_path / "experiments", content + "rows: {a: {run: optimizer=sgd}, b: {run: optimizer=sam}}")
+    words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
+    with pytest.raises(UserError, match=r"no_such.*Launchers that are installed: .*basic"):
+        dispatch(["run", *words, "hydra/launcher=no_such", f"runs_dir={tmp_path / 'runs'}"])
+    for wrong in (["show", *words], ["run", *words, "jobs=2"]):
+        with pytest.raises(UserError, match="goes with 'run', and not with jobs="):
+            dispatch([*wrong, "hydra/launcher=basic"])
+    out, err = command("run", *words, "hydra/launcher=basic", cwd=tmp_path).communicate(timeout=200)
+    assert not err, err
+    assert "0 of 2 runs are done, 0 at work elsewhere, 2 to do." in out
+    done = {json.loads(path.read_text())["optimizer"]: path.parent for path in (tmp_path / "runs").glob("*/summary.json")}
+    found = {method: sorted(path.name for path in place.rglob("*.json")) for method, place in done.items()}
+    always = ["head.linear.json", "status.json", "summary.json"]
+    assert found == {"sgd": always, "sam": ["cost.json", *always]}
+    again, _ = command("run", *words, cwd=tmp_path).communicate(timeout=60)
+    assert again.splitlines()[0] == "2 of 2 runs are done, 0 at work elsewhere, 0 to do."
+    assert "cost" not in again
+
+    request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    report(load(folder, "own/t"), request, Shelf(request.runs_dir, request.results_dir))
+    (tmp_path / "results" / "runs" / done["sam"].name / "cost.json").unlink()
+    shown, _ = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
+    assert "to be measured: cost steps=1" in shown
+    assert "0 are missing; 1 measurements are missing." in shown
+    archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
+    assert f"the archive keeps no weights: {done['sam'].name}." in archived
+
+
 def test_an_interrupted_run_stops_its_processes_which_can_resume(tmp_path):
     folder = declare(tmp_path / "experiments", "run: dataset=digits epochs=5000\nrows: {a: {run: optimizer=sgd}}")
     words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
@@ -519,6 +554,9 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
         (["run", "kdd24/table1", "jobs=many"], "as in jobs=2"),
         (["run", "kdd24/table1", "rerun=true"], "runs rm"),
         (["show", "kdd24/table1", "device=cpu", "rhoo=1"], "rhoo"),
+        (["show", "kdd24/table1", "epochs=1,2"], "'epochs=1,2' is more than one value"),
+        (["report", "kdd24/table1", "--htlm"], "There is no '--htlm'. Did you mean '--html'?"),
+        (["run", "kdd24/table1", "--html"], "'--html' goes with report."),
         (["draw"], "usage: python -m sam_repro.tables list"),
     ]:
         with pytest.raises(UserError) as error:

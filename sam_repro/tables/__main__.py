@@ -10,20 +10,25 @@ from ..config import DEVICE, check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
 from ..train.store import write
-from .declare import EXPERIMENTS, Table, names, select
+from .declare import EXPERIMENTS, Table, Words, names, select
+from .launcher import PREFIXES, launch
 from .lookup import Request, Shelf
+from .measurements import measure, missing
 from .report import report
 from .values import number
-from .work import Work, default_jobs, places, tasks, time_left
+from .work import Task, Work, default_jobs, places, tasks, time_left
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
-    run TABLE ...      do what is missing   [jobs=N processes at a time]
+    run TABLE ...      train and measure what is missing   [jobs=N processes at a time | hydra/launcher=...]
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
                        [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
     readme [README.md] rewrite the tables in a README from results/
   TABLE is kdd24/table1, or kdd24 for all of a paper.
   [scale=small] [seeds=0,1] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [experiments=FOLDER] [any override]"""
+
+
+FLAGS = ("--all", "--html")
 
 
 def main() -> None:
@@ -39,21 +44,33 @@ def main() -> None:
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    words = [word for word in arguments if "=" not in word and word != "--html"]
+    if {"-h", "--help"} & set(arguments):
+        print(f"usage: {USAGE}")
+        return
+    flags = [word for word in arguments if word.startswith("-")]
+    words = [word for word in arguments if "=" not in word and word not in flags]
     settings = [word for word in arguments if "=" in word]
     folder = Path(_take(settings, "experiments", str(EXPERIMENTS)))
     jobs = default_jobs(_take(settings, "jobs", "0"))
-    request = _request(settings)
+    launcher = tuple(word for word in settings if word.startswith(PREFIXES))
+    request = _request([word for word in settings if word not in launcher])
+    if launcher and (jobs or words[:1] != ["run"]):
+        raise UserError(f"{launcher[0]!r} says how 'run' starts what is missing: it goes with 'run', and not with jobs=.")
+    for flag in flags:
+        if flag not in FLAGS:
+            raise UserError(f"There is no {flag!r}.{suggest(flag, FLAGS)}")
+        if words[:1] != ["report"]:
+            raise UserError(f"{flag!r} goes with report.")
     match words:
         case ["list"]:
             show_list(folder)
         case ["show", *wanted] if wanted:
             show(select(wanted, folder), request)
         case ["run", *wanted] if wanted:
-            run(select(wanted, folder), request, jobs)
-        case ["report", *wanted] if wanted:
-            for table in select(names(folder) if wanted == ["--all"] else wanted, folder):
-                render(table, request, page="--html" in arguments)
+            run(select(wanted, folder), request, jobs, launcher)
+        case ["report", *wanted] if wanted or "--all" in flags:
+            for table in select(names(folder) if "--all" in flags else wanted, folder):
+                render(table, request, page="--html" in flags)
         case ["readme", *paths] if len(paths) < 2:
             from .readme import update
 
@@ -77,6 +94,8 @@ def _request(settings: list[str]) -> Request:
             raise UserError(
                 f"{word!r} is for single runs: python -m sam_repro; 'python -m sam_repro.runs rm' removes runs to be made anew."
             )
+        if re.search(r"=[^\[{('\"]*,", word):
+            raise UserError(f"{word!r} is more than one value: a table's runs differ in their seeds and in what its cells say. Give one.")
     if not re.fullmatch(DEVICE, named["device"] or "auto"):
         raise UserError(f"device={named['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     if named["scale"] and named["scale"] not in options("scale"):
@@ -104,28 +123,37 @@ def show(tables: list[Table], request: Request) -> None:
     for task in everything:
         epochs = f"{task.done_epochs}/{task.config['epochs']}"
         console.print(f"{task.run.id}  {task.run.state:<8} {epochs:>8}  {task.label}: {' '.join(task.words)} seed={task.seed}")
+    unmeasured = missing(everything)
+    for one in (one for one in unmeasured if one.task.run.state == "done"):
+        console.print(f"{one.task.run.id}  to be measured: {' '.join(one.words)}")
     todo = [task for task in everything if task.run.state != "done"]
     seconds, unknown = time_left(todo, everything)
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
     guess = f" ({unknown} more of which nothing like them has been timed)" if left and unknown else ""
-    console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}.")
+    measures = f"; {len(unmeasured)} measurements are missing" if unmeasured else ""
+    console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}{measures}.")
 
 
-def run(tables: list[Table], request: Request, jobs: int) -> None:
-    """Run what is missing; UserError (exit status 1) where something did not finish."""
+def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:
+    """Run and measure what is missing; UserError (exit status 1) where something did not finish."""
     everything = tasks(tables, request, Shelf(request.runs_dir, request.results_dir))
     todo = [task for task in everything if task.run.state not in ("done", "running")]
-    environments = places(request, jobs) if todo else []
     elsewhere = sum(task.run.state == "running" for task in everything)
     console.print(
         f"{len(everything) - len(todo) - elsewhere} of {len(everything)} runs are done, {elsewhere} at work elsewhere, {len(todo)} to do."
     )
-    failed = Work(todo, everything, request, environments).go() if todo else []
+    failed: list[Task] = []
+    if todo:
+        failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request, jobs)).go()
+    unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
     if failed:
         raise UserError(
             f"{len(failed)} of {len(todo)} runs did not finish: {', '.join(task.run.id for task in failed)}; the same command runs them."
         )
-    console.print(f"Render with: {' '.join(['python -m sam_repro.tables report', *(table.name for table in tables), *request.words])}")
+    if unmeasured:
+        raise UserError(f"{len(unmeasured)} measurements failed, for the reasons above; the same command tries them again.")
+    shown = [*(table.name for table in tables), *request.words, *request.paths]
+    console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
 
 
 def render(table: Table, request: Request, *, page: bool = False) -> None:

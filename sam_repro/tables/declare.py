@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 
 from ..config import keys_of
+from ..measure.__main__ import parsed
 from ..schema import HERE, UserError, suggest
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
 KINDS = ("table", "figure", "recipe")
 HEADER = {"title", "citation", "source", "kind", "plot", "seeds", "references", "ratio_to", "columns", "rows", "blocks", "footnotes"}
 BENCHMARK = {"experiment", "dataset", "model"}
-NODE = {"run", "with", "metric", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
+NODE = {"run", "with", "metric", "measure", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
 PRINTED = re.compile(r"(?P<value>-?\d[\d.]*)(?: ± (?P<std>[\d.]+))?(?: \((?P<ratio>\d+)%\))?")
 
 Words = tuple[str, ...]  # overrides, each key once
@@ -60,6 +61,7 @@ class Cell:
     base: Words  # those that say what is learned, without the method: cells with the same are compared
     quoted: str = ""  # where the paper has it from
     total: str = ""  # what the paper's count is out of
+    measures: tuple[Words, ...] = ()  # of its finished runs: the words of python -m sam_repro.measure, without the run
     substitutes: Mapping[str, Substitute] = field(default_factory=dict)  # by scale
 
 
@@ -163,13 +165,21 @@ def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns
         base = tuple(word for word in words if next(keys_of([word])) in shared)
         yield Cell(
             label, column, _nearest(nodes, "metric"), Printed.read(text), () if quoted else words, () if quoted else base,
-            quoted, _nearest(nodes, "total"), _substitutes(nodes),
+            quoted, _nearest(nodes, "total"), () if quoted else _measures(nodes), _substitutes(nodes),
         )  # fmt: skip
 
 
 def _nearest(nodes: list[dict[str, Any]], key: str) -> str:
     # A column says what it shows; a row may say it for all its columns (GLUE: Matthews correlation or accuracy).
     return str(next((node[key] for node in reversed(nodes) if key in node), ""))
+
+
+def _measures(nodes: list[dict[str, Any]]) -> tuple[Words, ...]:
+    found: list[str] = next((node["measure"] for node in reversed(nodes) if "measure" in node), [])
+    measures = tuple(tuple(words.split()) for words in found)
+    for command, *settings in measures:
+        parsed(command, settings)
+    return measures
 
 
 def _substitutes(nodes: list[dict[str, Any]]) -> dict[str, Substitute]:

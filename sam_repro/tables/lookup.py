@@ -41,6 +41,12 @@ class Request:
         seeds = (f"seeds={','.join(map(str, self.seeds))}",) if self.seeds else ()
         return (*(f"{key}={value}" for key, value in named if value), *seeds, *self.changes)
 
+    @property
+    def paths(self) -> Words:
+        """As overrides again, where they are not the usual ones."""
+        given = (("runs_dir", self.runs_dir, "runs"), ("results_dir", self.results_dir, "results"))
+        return tuple(f"{key}={value}" for key, value, usual in given if value != usual)
+
 
 @dataclass(frozen=True)
 class Setting:

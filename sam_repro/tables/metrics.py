@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..measure.finished import file_of
 from ..schema import UserError, suggest
 from ..train.store import Run
 
@@ -24,7 +25,7 @@ class Metric:
 
 def _lambda_max(run: Run, _: dict[str, Any]) -> float | None:
     """As ``python -m sam_repro.measure sharpness`` leaves it in the run's directory; None where it was not measured."""
-    path = run.path / "sharpness.json"
+    path = file_of(run, "sharpness")
     return float(json.loads(path.read_text())["lambda_max"]) if path.exists() else None
 
 

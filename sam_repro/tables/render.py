@@ -1,4 +1,4 @@
-"""A filled table as CSV, Markdown and LaTeX."""
+"""A filled table as CSV and Markdown."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ LEGEND = {
     ),
     "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
 }
-LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "^": r"\^{}", "±": r"$\pm$", "×": r"$\times$",
-         "α": r"$\alpha$", "γ": r"$\gamma$", "ρ": r"$\rho$", "λ": r"$\lambda$", "Δ": r"$\Delta$", "−": "$-$",
-         "¹": r"\textsuperscript{1}", "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}"}  # fmt: skip
 
 
 def as_csv(lines: Iterable[Line]) -> str:
@@ -138,31 +135,3 @@ def tests(sheet: Sheet) -> str:
         values = f"{test.n} | {test.difference:+.3f} | {test.t:.2f} | {test.p:.3f}".replace("-", "−")
         lines.append(f"| {test.row} | {test.column} | {test.against} | {values} |")
     return "\n".join(lines)
-
-
-def as_latex(sheet: Sheet, pictures: bool) -> str:
-    """A ``table`` for a paper, ours with the paper's value in brackets; a figure's picture above it."""
-    table = sheet.table
-    rows = [rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\hline", _row(["", *table.columns]), r"\hline"]
-    rows += [_row([row, *(_latex_cell(sheet.at(row, column)) for column in table.columns)]) for row in table.rows]
-    picture = [rf"\includegraphics[width=\linewidth]{{{table.name.rpartition('/')[2]}}}\\"] if pictures else []
-    said = _escaped(f"{caption(sheet)}. Ours, and in brackets the paper's.")
-    label = rf"\label{{{table.name.replace('/', ':')}}}"
-    return "\n".join(
-        [r"\begin{table}", r"\centering", *picture, *rows, r"\hline", r"\end{tabular}", rf"\caption{{{said}}}", label, r"\end{table}", ""]
-    )
-
-
-def _latex_cell(cell: Shown) -> str:
-    line = cell.line
-    mean = (spread(line) if line.n else "") if line.mean is None or isinstance(line.mean, float) else line.mean
-    paper = line.paper + (f" ± {line.paper_std}" if line.paper_std else "")
-    return " ".join([*([mean] if mean else []), *([f"({paper})"] if paper else [])])
-
-
-def _row(cells: list[str]) -> str:
-    return " & ".join(map(_escaped, cells)) + r" \\"
-
-
-def _escaped(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)

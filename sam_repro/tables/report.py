@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 
 from ..config import OUTSIDE
+from ..measure.finished import FILES
 from ..schema import UserError
 from ..tracking.describe import command_of
 from ..train.store import LAYER_COLUMNS, Run, write
 from .declare import Table
+from .latex import as_latex
 from .lookup import Request, Shelf
-from .render import as_csv, as_latex, as_markdown
+from .render import as_csv, as_markdown
 from .sheet import Sheet, sheet
 
 POINTS = 2000  # more steps than a figure can show are not kept
@@ -91,7 +93,7 @@ def _without_machine(status: dict[str, Any]) -> dict[str, Any]:
 
 def measured(run: Run) -> list[Path]:
     """What was measured on the finished run."""
-    return [*sorted(run.path.glob("sharpness.json")), *sorted(run.path.glob("cost.json")), *sorted(run.path.glob("landscape/*.json"))]
+    return [path for command in FILES for path in sorted(run.path.glob(FILES[command].format(layer="*", line="")))]
 
 
 def _short(run: Run) -> str:

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..measure.finished import file_of
 from ..train.store import Run
 from .declare import Cell, Printed, Table
 from .fill import Filled, Runs
@@ -94,7 +95,7 @@ def _ratio_in_turns(run: Run, reference: Run) -> float | None:
 
 def _step_cost(run: Run) -> float | None:
     """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it."""
-    method, path = run.summary["optimizer"], run.path / "cost.json"
+    method, path = run.summary["optimizer"], file_of(run, "cost")
     if method == "sgd" or not path.exists():
         return 1.0 if method == "sgd" else None
     return next((row["measured"] for row in json.loads(path.read_text())["methods"] if row["method"] == method), None)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Task:
     base: Words  # those that say what is learned
     seed: int
     label: str
+    measures: tuple[Words, ...] = ()  # of python -m sam_repro.measure, once it has finished
 
     @property
     def done_epochs(self) -> int:
@@ -43,8 +44,12 @@ class Task:
 
     def command(self, request: Request) -> list[str]:
         """The ordinary command of this run."""
+        return [sys.executable, "-m", "sam_repro", *self.overrides(request)]
+
+    def overrides(self, request: Request) -> list[str]:
+        """All overrides of its command."""
         device = [f"device={request.device}"] if request.device else []
-        return [sys.executable, "-m", "sam_repro", *self.words, f"seed={self.seed}", *device, f"runs_dir={request.runs_dir}"]
+        return [*self.words, f"seed={self.seed}", *device, f"runs_dir={request.runs_dir}"]
 
 
 def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]:
@@ -52,23 +57,24 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
     device, scale = device_type(request.device), request.scale or "paper"
     found: dict[str, Task] = {}
     for table in tables:
-        for cell, label, words in _wanted(table):
+        for cell, label, words, measures in _wanted(table):
             config = configuration(cell, words, scale, request)
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
                 run = shelf.finished(one) or Run(request.runs_dir, one)
-                found.setdefault(one, Task(run, config, words_of(cell, words, scale, request), cell.base, seed, label))
+                task = found.setdefault(one, Task(run, config, words_of(cell, words, scale, request), cell.base, seed, label))
+                found[one] = replace(task, measures=tuple(dict.fromkeys((*task.measures, *measures))))
     return sorted(found.values(), key=lambda task: task.seed)
 
 
-def _wanted(table: Table) -> Iterator[tuple[Cell, str, Words]]:
-    """The cells that take a run, with a label and overrides; after them the references, in the place of each cell."""
+def _wanted(table: Table) -> Iterator[tuple[Cell, str, Words, tuple[Words, ...]]]:
+    """The cells that take a run, with a label, overrides and measurements; after them the references, in the place of each cell."""
     cells = [cell for cell in table.cells if cell.words and table.kind != "recipe"]
     for cell in cells:
-        yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.words
+        yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.words, cell.measures
     for cell in cells:
         for label, words in table.references.items():
-            yield cell, f"{label} (reference)", (*cell.base, *words)
+            yield cell, f"{label} (reference)", (*cell.base, *words), ()
 
 
 def device_type(name: str) -> str:

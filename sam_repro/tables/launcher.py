@@ -1,0 +1,44 @@
+"""The runs of a table through one of Hydra's launchers: the queue of a cluster, a pool of processes, another machine.
+
+``python -m sam_repro.tables run kdd24/table1 hydra/launcher=submitit_slurm hydra.launcher.timeout_min=600``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..schema import CONF, UserError
+from .declare import Words
+from .lookup import Request
+from .work import Task
+
+PREFIXES = ("hydra/launcher=", "hydra.launcher.")
+
+
+def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
+    """Hand all runs to the launcher that ``words`` choose and wait for it; returns what did not finish.
+
+    Hydra's sweeps launch products of options, the runs of a table are none: the launcher is asked directly, for every run the
+    overrides of its ordinary command. UserError if there is no such launcher.
+    """
+    import hydra
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+
+    from ..__main__ import job
+
+    with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
+        engine: Any = GlobalHydra.instance().hydra
+        try:
+            config = engine.compose_config("config", [*words, f"runs_dir={request.runs_dir}"], RunMode.MULTIRUN, False)
+        except HydraException as error:
+            known = ", ".join(sorted(engine.config_loader.get_group_options("hydra/launcher")))
+            said = str(error).splitlines()[0].rstrip(".")
+            raise UserError(f"{' '.join(words)}: {said}. Launchers that are installed: {known}.") from error
+        context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks())
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
+        launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
+    return [task for task in todo if task.run.state != "done"]

@@ -1,0 +1,66 @@
+"""What a table shows of finished runs and training leaves out: landscapes, eigenvalues, the cost of a step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..measure.__main__ import parsed
+from ..measure.finished import file_of
+from ..tracking.console import console
+from .declare import Words
+from .lookup import Request
+from .work import Task
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One command of ``python -m sam_repro.measure`` on one run."""
+
+    task: Task
+    words: Words
+
+    @property
+    def file(self) -> Path:
+        """Where its result lies, or will."""
+        settings = parsed(self.words[0], list(self.words[1:]))
+        return file_of(self.task.run, self.words[0], settings.get("layer", ""), settings.get("dimensions", 2))
+
+    @property
+    def needless(self) -> bool:
+        """A step's cost is in SGD's steps: SGD's own is 1."""
+        return self.words[0] == "cost" and self.task.config["optimizer"]["name"] == "sgd"
+
+    def command(self, request: Request) -> list[str]:
+        """The ordinary command."""
+        device = [f"device={request.device}"] if request.device else []
+        where = [word for word in request.overrides if word.startswith("data_dir=")]
+        named = [f"run={self.task.run.id}", f"runs_dir={request.runs_dir}"]
+        return [sys.executable, "-m", "sam_repro.measure", *self.words, *named, *device, *where]
+
+
+def missing(tasks: Iterable[Task]) -> list[Measurement]:
+    """What is to be measured on these runs, and is not."""
+    wanted = [Measurement(task, words) for task in tasks for words in task.measures]
+    return [one for one in wanted if not one.needless and not one.file.exists()]
+
+
+def measure(wanted: list[Measurement], request: Request) -> list[Measurement]:
+    """Measure one after the other, so that steps are timed alone; returns what failed. A run without weights is named and left out."""
+    failed, weightless = [], []
+    for index, one in enumerate(wanted, 1):
+        if not one.task.run.checkpoint.exists():
+            weightless.append(one.task.run.id)
+            continue
+        console.print(f"[{index}/{len(wanted)}] {one.task.run.id} {' '.join(one.words)}  ({one.task.label}, seed {one.task.seed})")
+        if subprocess.run(one.command(request), check=False).returncode:
+            failed.append(one)
+    if weightless:
+        console.print(
+            f"Not measured, for the archive keeps no weights: {', '.join(dict.fromkeys(weightless))}. "
+            f"The command in a run's status.json trains it again into {request.runs_dir}."
+        )
+    return failed
