@@ -15,6 +15,7 @@ from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
 from sam_repro.tables import html as page
 from sam_repro.tables.compare import benchmarks, differences
+from sam_repro.tables.values import COLUMNS, Line
 from sam_repro.tracking.describe import command_of
 from sam_repro.train import loop
 from sam_repro.train.store import Run, all_runs, write
@@ -136,9 +137,9 @@ def test_the_charts_draw_what_the_runs_recorded(store):
 
 def lines(store):
     run = next(run for run in all_runs(store) if run.state == "done")
-    known = {"row": "CIFAR-10 <b>", "column": "SGD", "metric": "accuracy", "paper": "91.96", "paper_std": "0.3", "mean": "90.00", "std": ""}
-    filled = {**known, "n": "1", "scale": "small", "device": "cpu", "run_ids": run.id}
-    return [filled, {**known, "column": "SAM", "mean": "", "run_ids": ""}]
+    where = ("CIFAR-10", "resnet20", "sgd", "91.96", "0.3")
+    filled = Line("CIFAR-10 <b>", "SGD", "accuracy", *where, 90.0, None, 1, "small", "cpu", (run.id,))
+    return [filled, Line("CIFAR-10 <b>", "SAM", "accuracy", *where, None, None, 0, "", "", ())]
 
 
 def test_a_declared_table_shows_the_papers_values_beside_ours_and_empty_cells_empty(store):
@@ -165,6 +166,14 @@ def test_the_command_writes_the_page(store, tmp_path, capsys):
     out = tmp_path / "report.html"
     page.make([run.id[:5] for run in all_runs(store)[:2]], runs_dir=str(store), out=str(out), title="Two")
     assert out.read_text().count("<article") == 2
+    words = tmp_path / "table10.csv"  # a recipe's cells are words
+    words.write_text(f"{','.join(COLUMNS)}\nViT-B-16,Params,parameters,,,,87M,,86.6M,,,,,\n")
+    page.make([], runs_dir=str(store), out=str(out), table=str(words))
+    assert "<td>87M</td><td>86.6M</td>" in out.read_text()
+    words.write_text(words.read_text().replace(",86.6M,,", ",86.6M,,two"))
+    for table, said in ((words, "render it anew"), (tmp_path / "none.csv", "cannot be read")):
+        with pytest.raises(UserError, match=said):
+            page.make([], runs_dir=str(store), out=str(out), table=str(table))
     with pytest.raises(UserError, match="There are no runs in"):
         page.make([], runs_dir=str(tmp_path))
 

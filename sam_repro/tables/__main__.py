@@ -15,7 +15,6 @@ from .launcher import PREFIXES, launch
 from .lookup import Request, Shelf
 from .measurements import measure, missing
 from .report import report
-from .values import number
 from .work import Task, Work, default_jobs, places, tasks, time_left
 
 USAGE = """python -m sam_repro.tables list
@@ -167,11 +166,8 @@ def render(table: Table, request: Request, *, page: bool = False) -> None:
         from .html import html
 
         path = Path(request.results_dir) / f"{table.name}.html"
-        lines = [{**vars(line), "mean": number(line.mean)} for line in sheet.lines]
-        write(
-            path,
-            html(list(sheet.runs.values()), f"{table.name}: {table.title}", lines, [f"{table.source} of: {table.citation}", *sheet.notes]),
-        )
+        about = [f"{table.source} of: {table.citation}", *sheet.notes]
+        write(path, html(list(sheet.runs.values()), f"{table.name}: {table.title}", sheet.lines, about))
         console.print(f"  {path}")
 
 

@@ -5,8 +5,8 @@ Tables and text are there without JavaScript; ``report.js`` sorts the tables and
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -21,8 +21,9 @@ from ..tracking.describe import command_of
 from ..train.store import Run, all_runs, find, now, write
 from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
+from .readme import read_csv
+from .values import Line
 
-Row = dict[str, Any]
 USAGE = "python -m sam_repro.tables.html [ID ...] [runs_dir=runs] [out=report.html] [title=...] [table=results/kdd24/table1.csv]"
 KEYS = ("runs_dir", "out", "title", "table")
 HERE = Path(__file__).parent
@@ -30,12 +31,8 @@ DECLARED = ("Row", "Column", "Metric", "Paper", "Ours", "n", "Δ", "Scale", "Dev
 MEASURED = ("Setting", "Score, %", "Best epoch, %", "Images/s", "Steps with ascent, %", "Forward", "Backward", "n", "Epochs", "Runs")
 
 
-def html(runs: Sequence[Run], title: str, lines: Sequence[Row] = (), notes: Sequence[str] = ()) -> str:
-    """The report on ``runs``.
-
-    ``lines`` are those of a declared table: the columns of ``results/<paper>/<table>.csv``, ids in ``run_ids`` joined by ``;`` or as a
-    list. ``notes`` are sentences to stand above them.
-    """
+def html(runs: Sequence[Run], title: str, lines: Sequence[Line] = (), notes: Sequence[str] = ()) -> str:
+    """The report on ``runs``; ``lines`` are those of a declared table, ``notes`` sentences to stand above them."""
     known = benchmarks(runs)
     data = json.dumps([chart_data(benchmark) for benchmark in known], separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     parts = [
@@ -92,24 +89,22 @@ def header(title: str, runs: Sequence[Run], known: Sequence[Benchmark]) -> str:
     return f"<header><h1>{escape(title)}</h1>{warning if reduced else ''}<dl>{''.join(map(_fact, facts.items()))}</dl></header>"
 
 
-def declared(lines: Sequence[Row], known: set[str]) -> str:
+def declared(lines: Sequence[Line], known: set[str]) -> str:
     """The declared table, a line a cell: the paper's value beside ours."""
     return "<section><h2>The paper’s table</h2>" + table(DECLARED, [_declared(line, known) for line in lines]) + "</section>"
 
 
-def _declared(line: Row, known: set[str]) -> list[str]:
-    ids = line.get("run_ids") or []
-    ids = ids.split(";") if isinstance(ids, str) else ids
-    paper, mean = _float(line.get("paper")), _float(line.get("mean"))
+def _declared(line: Line, known: set[str]) -> list[str]:
+    paper, mean = _number(line.paper), _number(line.mean)
     delta = None if paper is None or mean is None else mean - paper
-    words = [word_cell(str(line.get(key) or "")) for key in ("row", "column", "metric")]
-    values = [
-        number_cell(paper, _float(line.get("paper_std"))),
-        number_cell(mean, _float(line.get("std"))),
-        word_cell(str(line.get("n") or "")),
+    words = [word_cell(word) for word in (line.row, line.column, line.metric)]
+    values = [  # a recipe has words: 87M, cosine
+        word_cell(line.paper) if paper is None else number_cell(paper, _number(line.paper_std)),
+        word_cell(str(line.mean or "")) if mean is None else number_cell(mean, line.std),
+        word_cell(str(line.n or "")),
     ]
-    where = [number_cell(delta, None), *(word_cell(str(line.get(key) or "")) for key in ("scale", "device"))]
-    return [*words, *values, *where, f"<td>{' '.join(link(one) if one in known else escape(one) for one in ids)}</td>"]
+    where = [number_cell(delta, None), word_cell(line.scale), word_cell(line.device)]
+    return [*words, *values, *where, f"<td>{' '.join(link(one) if one in known else escape(one) for one in line.run_ids)}</td>"]
 
 
 def section(number: int, benchmark: Benchmark) -> str:
@@ -217,8 +212,10 @@ def _span(dates: Sequence[str]) -> str:
     return "" if not known else known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
 
 
-def _float(value: Any) -> float | None:
-    return None if value in (None, "") else float(value)
+def _number(value: float | str | None) -> float | None:
+    if isinstance(value, str):
+        return float(value) if re.fullmatch(r"-?\d+\.?\d*(e-?\d+)?", value) else None
+    return value
 
 
 def main() -> None:
@@ -240,13 +237,7 @@ def make(prefixes: Sequence[str], runs_dir: str = "runs", out: str = "report.htm
     runs = [find(runs_dir, prefix) for prefix in prefixes] if prefixes else all_runs(runs_dir)
     if not runs:
         raise UserError(f"There are no runs in {runs_dir}: 'python -m sam_repro' trains one.")
-    lines: list[Row] = []
-    if table:
-        try:
-            with Path(table).open(newline="") as file:
-                lines = list(csv.DictReader(file))
-        except OSError as error:
-            raise UserError(f"{table} cannot be read: {error.strerror}.") from error
+    lines = read_csv(Path(table)) if table else []
     write(Path(out), html(runs, title or f"sam-repro: {len(runs)} runs", lines))
     return out
 

@@ -60,12 +60,18 @@ def _said(line: Line, table: Table) -> str:
 
 
 def read_csv(path: Path) -> list[Line]:
-    """The lines of a rendered table."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    """The lines of a rendered table; UserError where the file is no such."""
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     if rows and tuple(rows[0]) != COLUMNS:
         raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}: render it anew.")
-    return [_read(row) for row in rows]
+    try:
+        return [_read(row) for row in rows]
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not as 'python -m sam_repro.tables report' writes it, render it anew: {error}.") from error
 
 
 def _read(row: dict[str, str]) -> Line:
