@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import scipy.sparse.linalg
@@ -16,7 +17,7 @@ from sam_repro.__main__ import launch
 from sam_repro.chain import layers, stage_flops
 from sam_repro.config import compose, identity
 from sam_repro.measure import __main__ as measure
-from sam_repro.measure.compare import compare_methods
+from sam_repro.measure.compare import compare, compare_methods
 from sam_repro.measure.cost import Costs
 from sam_repro.measure.lanczos import hutchinson, largest_eigenvalues
 from sam_repro.measure.landscape import landscape, orthonormal
@@ -331,6 +332,22 @@ def test_looksam_costs_what_equation_9_says():
     costs, gradient = Costs(model, x), method("looksam", model, k=4)
     steps = [costs.step(gradient, gradient.backward(x, y, criterion)) for _ in range(4)]
     assert sum(steps) / 4 == pytest.approx(costs.sgd + costs.forward / 4 + costs.looksam(4))
+
+
+@pytest.mark.parametrize(("rate", "mean", "ascents"), [(None, 1.75, 0.75), (0.25, 1.25, 0.25)])
+def test_a_mean_step_is_that_of_the_whole_runs_sampling_rate(rate, mean, ascents):
+    """Timed were 8 steps, 6 with an ascent, which took twice SGD's: the run had its ascents in a quarter of its steps."""
+
+    def contestant(label, pattern):
+        steps = iter([True, True, *pattern])  # two to warm up
+        took = lambda ascended: (2.0 if ascended else 1.0, SimpleNamespace(ascended=ascended, layers=["a"] * ascended))  # noqa: E731
+        return SimpleNamespace(label=label, gradient=None, step=lambda: took(next(steps)))
+
+    costs = SimpleNamespace(sgd=3.0, step=lambda _, report: 6.0 if report.ascended else 3.0)
+    plain, own = contestant("sgd", [False] * 8), contestant("vsam", [True, True, True, False] * 2)
+    sgd, vsam = compare([plain, own], costs, [{}] * 10, sampling_rate=rate)
+    assert sgd == ("sgd", 1.0, 1.0, 1000.0, 0.0)
+    assert vsam == ("vsam", mean, mean, 1000 * mean, ascents)
 
 
 @pytest.mark.slow

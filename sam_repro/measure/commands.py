@@ -120,7 +120,7 @@ def cost(run: Run | None, s: Settings) -> None:
         else:
             at = Finished(run, device=s["device"], data_dir=s["data_dir"], samples="all", batch_size=1)
             what = f"run {run.id}, batch {at.job.config['batch_size']}, {at.job.device}, {at.job.config['precision']}"
-            costs, rows = compare_run(at.job, s["steps"], tick)
+            costs, rows = compare_run(at.job, s["steps"], tick, run.summary["sampling_number"] / run.summary["steps"])
     _say_costs(what, costs, rows, s["steps"])
     if run is not None:
         result = {

@@ -30,33 +30,47 @@ class Compared(NamedTuple):
     predicted: float  # by FLOPs
     measured: float  # by the clock: for each kind of step the median ratio to the SGD step beside it, weighted by how often
     milliseconds: float  # the mean of what the steps took
-    ascents: float  # share of the steps
+    ascents: float  # share of the steps; of a run those of all its training, as the means above
 
 
 def compare(
-    contestants: Sequence[Contestant], costs: Costs, batches: Iterable[dict[str, Any]], tick: Callable[[int], None] | None = None
+    contestants: Sequence[Contestant],
+    costs: Costs,
+    batches: Iterable[dict[str, Any]],
+    tick: Callable[[int], None] | None = None,
+    sampling_rate: float | None = None,
 ) -> list[Compared]:
-    """Every method takes every batch (the arguments of ``Contestant.step``), in turn; the first contestant is SGD."""
+    """Every method takes every batch (the arguments of ``Contestant.step``), in turn; the first contestant is SGD.
+
+    ``sampling_rate``: the share of steps with an ascent that the means are of; None: that of the timed steps.
+    """
     rounds = []
     for index, batch in enumerate(batches):
         rounds.append([one.step(**batch) for one in contestants])
         if tick is not None:
             tick(index + 1)
     rounds = rounds[WARM_UP:]
-    return [_compared(one, costs, [row[0][0] for row in rounds], [row[place] for row in rounds]) for place, one in enumerate(contestants)]
+    plain = [row[0][0] for row in rounds]
+    return [_compared(one, costs, plain, [row[place] for row in rounds], sampling_rate) for place, one in enumerate(contestants)]
 
 
-def _compared(one: Contestant, costs: Costs, plain: list[float], steps: list[tuple[float, optim.Report]]) -> Compared:
-    kinds: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for (seconds, report), beside in zip(steps, plain, strict=True):
-        kinds[tuple(report.layers)].append(seconds / beside)
+def _compared(
+    one: Contestant, costs: Costs, plain: list[float], steps: list[tuple[float, optim.Report]], sampling_rate: float | None
+) -> Compared:
     reports = [report for _, report in steps]
+    timed = statistics.fmean(report.ascended for report in reports)
+    # A method that samples its steps does so at another rate at the end of a run than over all of it.
+    rate = sampling_rate if sampling_rate is not None and 0 < timed < 1 else timed
+    weights = [(rate / timed if report.ascended else (1 - rate) / (1 - timed)) / len(steps) for report in reports]
+    kinds: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
+    for (seconds, report), beside, weight in zip(steps, plain, weights, strict=True):
+        kinds[tuple(report.layers)].append((seconds / beside, weight))
     return Compared(
         one.label,
-        statistics.fmean(costs.step(one.gradient, report) for report in reports) / costs.sgd,
-        sum(statistics.median(ratios) * len(ratios) for ratios in kinds.values()) / len(steps),
-        statistics.fmean(seconds for seconds, _ in steps) * 1000,
-        statistics.fmean(report.ascended for report in reports),
+        sum(weight * costs.step(one.gradient, report) for weight, report in zip(weights, reports, strict=True)) / costs.sgd,
+        sum(statistics.median(ratio for ratio, _ in kind) * sum(weight for _, weight in kind) for kind in kinds.values()),
+        sum(weight * seconds for weight, (seconds, _) in zip(weights, steps, strict=True)) * 1000,
+        rate,
     )
 
 
@@ -72,8 +86,13 @@ def compare_methods(
     return costs, compare(contestants, costs, [batch] * (steps + WARM_UP), tick)
 
 
-def compare_run(job: Job, steps: int, tick: Callable[[int], None] | None = None) -> tuple[Costs, list[Compared]]:
-    """SGD and the run's own method, which goes on from where it ended, on the run's batches and at its precision."""
+def compare_run(
+    job: Job, steps: int, tick: Callable[[int], None] | None = None, sampling_rate: float | None = None
+) -> tuple[Costs, list[Compared]]:
+    """SGD and the run's own method, which goes on from where it ended, on the run's batches and at its precision.
+
+    ``sampling_rate`` is that of the whole run.
+    """
     config = job.config
     model = copy.deepcopy(job.model)
     sgd = optim.create("sgd", model)
@@ -89,4 +108,4 @@ def compare_run(job: Job, steps: int, tick: Callable[[int], None] | None = None)
     )
     costs = Costs(job.model, next(job.batches.epoch(0)).inputs)
     with autocast(job.device, config["precision"]):
-        return costs, compare([plain, own], costs, batches, tick)
+        return costs, compare([plain, own], costs, batches, tick, sampling_rate)
