@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from typing import Any
@@ -14,8 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from .config import GROUPS, check_overrides, explain, finish, identity
-from .schema import CONF, UserError, read
+from .command import command, sentence
+from .config import GROUPS, check_overrides, finish, identity
+from .schema import CONF, read
 from .train.store import Run
 
 
@@ -25,11 +25,11 @@ def job(composed: DictConfig) -> None:
     try:
         launch(finish(composed, overrides), overrides)
     except Exception as error:
-        sentence = _sentence(error)
+        said = sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"sam_repro: {sentence or traceback.format_exc()}", file=sys.stderr)
-        elif sentence is not None:
-            sys.exit(f"sam_repro: {sentence}")
+            print(f"sam_repro: {said or traceback.format_exc()}", file=sys.stderr)
+        elif said is not None:
+            sys.exit(f"sam_repro: {said}")
         else:
             raise
 
@@ -65,20 +65,11 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
 def main() -> None:
     """The command ``sam-repro``: errors of the user's end in one sentence and exit status 1, Ctrl-C in 130."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
-    signal.signal(signal.SIGTERM, _stop)
-    try:
+    with command("sam_repro", "stopped; the same command (without rerun=true) resumes after the last finished epoch."):
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = spread(sys.argv[1:])
         app()
-    except KeyboardInterrupt:
-        print("\nsam_repro: stopped; the same command (without rerun=true) resumes after the last finished epoch.", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        sentence = _sentence(error)
-        if sentence is None:
-            raise
-        sys.exit(f"sam_repro: {sentence}")
 
 
 def spread(words: list[str]) -> list[str]:
@@ -95,28 +86,6 @@ def spread(words: list[str]) -> list[str]:
         sweep = everywhere or parser.parse_override(word).is_sweep_override()
         result.append(word if sweep else f"{key}=choice({value})")
     return result
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _sentence(error: Exception) -> str | None:
-    """An error in the user's words, or None where it is ours."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
-    if isinstance(error, OSError):
-        return f"{error.strerror or error}: {error.filename or 'no file'}."
-    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
-        return "BatchNorm has one value per channel, in a batch, the last of an epoch or a micro-batch: change batch_size or m."
-    if type(error).__name__ == "OutOfMemoryError":
-        return "The device's memory is full: lower batch_size, or try precision=bf16."
-    return None
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .command import command
 from .schema import UserError, suggest
 from .train.store import find
 
@@ -13,15 +14,13 @@ KEYS = {"run", "runs_dir", "data_dir", "device"}
 
 def main() -> None:
     """The command line."""
-    try:
+    with command("sam_repro.evaluate"):
         settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
         for key in settings.keys() - KEYS:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
         if len(settings) != len(sys.argv) - 1 or not settings.get("run"):
             raise UserError(f"usage: {USAGE}")
         evaluate_run(**settings)
-    except UserError as error:
-        sys.exit(f"sam_repro.evaluate: {error}")
 
 
 def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto") -> float:

@@ -6,6 +6,7 @@ import json
 import sys
 from typing import Any
 
+from .command import command
 from .schema import UserError, suggest
 from .train.store import Run, all_runs, find
 
@@ -16,10 +17,8 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    try:
+    with command("sam_repro.runs"):
         run(words, settings.pop("runs_dir", "runs"), settings)
-    except UserError as error:
-        sys.exit(f"sam_repro.runs: {error}")
 
 
 def run(words: list[str], runs_dir: str, unknown: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from sam_repro.tables.declare import EXPERIMENTS, load, names, select
 from sam_repro.tables.fill import fill
 from sam_repro.tables.latex import as_latex
 from sam_repro.tables.lookup import Request, Shelf, configuration
+from sam_repro.tables.measurements import missing
 from sam_repro.tables.metrics import METRICS
 from sam_repro.tables.readme import BEGIN, END, update
 from sam_repro.tables.recipe import PARTS, SETTINGS, agrees
@@ -140,6 +141,10 @@ def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
         ("rows: {a: {run: optimizer=sgd, papr: [1]}}", "no key 'papr'. Did you mean 'paper'?"),
         ("rows: {a: {run: optimizer=sgd, paper: [1, 2]}}", "row 'a' has 2 values for 1 columns"),
         ("rows: {a: 'optimizer={x}'}", "row 'a'"),
+        ("measure: [cots]\nrows: {a: {run: optimizer=sgd}}", "Did you mean 'cost'?"),
+        ("measure: cost\nrows: {a: {run: optimizer=sgd}}", "measure is a list"),
+        ("measure: [cost run=abc]\nrows: {a: {run: optimizer=sgd}}", "run= is what 'tables run' sets itself"),
+        ("measure: [landscape]\nrows: {a: {run: optimizer=sgd}}", "landscape needs a layer"),
         ("ratio_to: SGD\nrows: {a: {run: optimizer=sgd}}", "'SGD' is not among the references"),
         ("rows: [", "is not YAML"),
     ]:
@@ -223,11 +228,33 @@ def test_a_ratio_of_speeds_is_that_of_steps_timed_in_turns_where_there_is_one(tm
     put(tmp_path / "runs", "optimizer=sgd", speed=100)
     sam = put(tmp_path / "runs", "optimizer=sam", speed=20)
     assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == "20"
-    rows = [{"method": "sgd", "measured": 1.0}, {"method": "sam", "measured": 2.0}]
+    rows = [{"method": "sgd", "measured": 1.0, "ascents": 0.0}, {"method": "sam", "measured": 2.0, "ascents": 0.0}]
     (sam.path / "cost.json").write_text(json.dumps({"methods": rows}))
     lines = lines_of(sheet_of(tmp_path, methods))
     assert lines["SAM", "Speed", "images_per_second_ratio"]["mean"] == "50"
     assert lines["SAM", "Speed", "images_per_second"]["mean"] == "20"
+
+
+def test_the_cost_of_steps_of_one_kind_does_not_stand_for_a_run_of_two(tmp_path, methods):
+    put(tmp_path / "runs", "optimizer=sgd", speed=100)
+    vsam = put(tmp_path / "runs", "optimizer=sam", speed=20, ascents=20)  # in 20 of 50 steps
+    for ascents, ratio in ((0.0, "20"), (0.4, "80")):
+        rows = [{"method": "sam", "measured": 1.25, "ascents": ascents}]
+        (vsam.path / "cost.json").write_text(json.dumps({"methods": rows}))
+        assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == ratio
+    (vsam.path / "cost.json").write_text("{")
+    with pytest.raises(UserError, match=r"cost\.json is damaged: remove it, and measure the run again"):
+        sheet_of(tmp_path, methods)
+
+
+def test_what_speeds_are_relative_to_is_measured_too(tmp_path):
+    content = """references: {SGD: optimizer=sgd, SAM: optimizer=sam}
+ratio_to: SAM
+measure: [cost steps=5]
+rows: {a: {run: optimizer=vsam}}"""
+    table, request = load(declare(tmp_path, content), "own/t"), Request(device="cpu", seeds=(0,))
+    wanted = missing(tasks([table], request, Shelf("none", "none")))
+    assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
 
 
 def test_a_page_to_look_at_comes_with_the_report(tmp_path, methods, monkeypatch, capsys):
@@ -282,7 +309,7 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
     ):  # fmt: skip
         assert said in page, said
     tex = (tmp_path / "results" / "own" / "t.tex").read_text()
-    assert r"\shortstack[r]{\textbf{61.50 $\pm$ 2.12} (2)\\best 62.50\\paper 91.96 $\pm$ 0.3\\$\Delta$ $-$30.46}" in tex
+    assert r"\shortstack[r]{{}\textbf{61.50 $\pm$ 2.12} (2)\\{}best 62.50\\{}paper 91.96 $\pm$ 0.3\\{}$\Delta$ $-$30.46}" in tex
     assert "2 runs, seeds 0, 1" in tex
 
 
@@ -496,24 +523,27 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
 
 
 def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_path):
-    """SGD's own step needs no timing; runs of the archive have no weights to measure."""
+    """One that diverges stops no other. SGD's own step needs no timing; runs of the archive have no weights to measure."""
     content = "run: dataset=digits train_fraction=0.05 epochs=1\nmeasure: [cost steps=1, landscape layer=head.linear points=2]\n"
-    folder = declare(tmp_path / "experiments", content + "rows: {a: {run: optimizer=sgd}, b: {run: optimizer=sam}}")
+    content += "rows: {c: {run: optimizer=sgd lr=1e30}, a: {run: optimizer=sgd}, b: {run: optimizer=sam}}"
+    folder = declare(tmp_path / "experiments", content)
     words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
     with pytest.raises(UserError, match=r"no_such.*Launchers that are installed: .*basic"):
         dispatch(["run", *words, "hydra/launcher=no_such", f"runs_dir={tmp_path / 'runs'}"])
     for wrong in (["show", *words], ["run", *words, "jobs=2"]):
         with pytest.raises(UserError, match="goes with 'run', and not with jobs="):
             dispatch([*wrong, "hydra/launcher=basic"])
-    out, err = command("run", *words, "hydra/launcher=basic", cwd=tmp_path).communicate(timeout=200)
-    assert not err, err
-    assert "0 of 2 runs are done, 0 at work elsewhere, 2 to do." in out
+    process = command("run", *words, "hydra/launcher=basic", cwd=tmp_path)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1, out
+    assert "0 of 3 runs are done, 0 at work elsewhere, 3 to do." in out
+    assert "1 of 3 runs did not finish" in err
     done = {json.loads(path.read_text())["optimizer"]: path.parent for path in (tmp_path / "runs").glob("*/summary.json")}
     found = {method: sorted(path.name for path in place.rglob("*.json")) for method, place in done.items()}
     always = ["head.linear.json", "status.json", "summary.json"]
     assert found == {"sgd": always, "sam": ["cost.json", *always]}
     again, _ = command("run", *words, cwd=tmp_path).communicate(timeout=60)
-    assert again.splitlines()[0] == "2 of 2 runs are done, 0 at work elsewhere, 0 to do."
+    assert again.splitlines()[0] == "2 of 3 runs are done, 0 at work elsewhere, 1 to do."
     assert "cost" not in again
 
     request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
@@ -521,9 +551,9 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     (tmp_path / "results" / "runs" / done["sam"].name / "cost.json").unlink()
     shown, _ = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
     assert "to be measured: cost steps=1" in shown
-    assert "0 are missing; 1 measurements are missing." in shown
+    assert "still to be measured: 2." in shown  # the cost of SAM, the landscape of what diverges
     archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
-    assert f"the archive keeps no weights: {done['sam'].name}." in archived
+    assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
 
 
 def test_an_interrupted_run_stops_its_processes_which_can_resume(tmp_path):
@@ -557,6 +587,9 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
         (["show", "kdd24/table1", "epochs=1,2"], "'epochs=1,2' is more than one value"),
         (["report", "kdd24/table1", "--htlm"], "There is no '--htlm'. Did you mean '--html'?"),
         (["run", "kdd24/table1", "--html"], "'--html' goes with report."),
+        (["report", "kdd24/table1", "--all"], "usage"),
+        (["run", "kdd24/table1", "hydra.sweep.dir=x"], "of Hydra's there are hydra/launcher="),
+        (["list", "experiments=/no/such"], "There is no folder /no/such"),
         (["draw"], "usage: python -m sam_repro.tables list"),
     ]:
         with pytest.raises(UserError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..command import command
 from ..schema import NOT_NEGATIVE, UserError, checked, suggest
 from ..train.store import Run
 from .finished import find_finished
@@ -41,10 +42,8 @@ USAGE = """python -m sam_repro.measure COMMAND run=ID [key=value ...]
 
 def main() -> None:
     """The command line."""
-    try:
+    with command("sam_repro.measure", "stopped; nothing was written."):
         run(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"sam_repro.measure: {error}")
 
 
 def run(words: list[str]) -> None:

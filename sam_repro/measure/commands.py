@@ -14,7 +14,7 @@ from ..train.store import Row, Run, write
 from . import figures
 from .compare import Compared, compare_methods, compare_run
 from .cost import Costs
-from .finished import Finished, file_of
+from .finished import Finished
 from .landscape import landscape
 from .norms import draw_norms, layer_norms
 from .objective import Objective
@@ -48,8 +48,8 @@ def sharpness(run: Run, s: Settings) -> None:
             estimate = trace(objective, s["probes"], seed=s["seed"], watch=lambda i: shown.say(f"trace {i + 1} of {s['probes']}"))
             result |= {"trace": estimate.value, "trace_error": estimate.error, "probes": estimate.probes}
     result = at.where_from() | result
-    _write(file_of(run, "sharpness"), result)
-    _say_sharpness(result, file_of(run, "sharpness"))
+    _write(run.measured("sharpness"), result)
+    _say_sharpness(result, run.measured("sharpness"))
 
 
 def _say_sharpness(r: Row, path: Path) -> None:
@@ -81,7 +81,7 @@ def draw(run: Run, s: Settings) -> None:
         "center": found.loss[s["points"] // 2 if s["dimensions"] == 2 else 0][s["points"] // 2],
         **at.where_from(),
     }  # fmt: skip
-    path = file_of(run, "landscape", s["layer"], s["dimensions"])
+    path = run.measured("landscape", s["layer"], s["dimensions"])
     _write(path, result)
     pictures = figures.draw_landscape(result, path.with_name(path.name.removesuffix(".json")))
     console.print(f"  loss            {result['center']:.4f} at the weights, up to {max(map(max, found.loss)):.4g} around them")
@@ -98,7 +98,7 @@ def norms(run: Run, s: Settings) -> None:
     with bar() as shown:
         found = layer_norms(Objective(at.model, at.loss, at, shown.work("gradient", len(at))))
     whole = math.hypot(*found.values())
-    path = file_of(run, "norms")
+    path = run.measured("norms")
     _write(path, {"grad_norm": whole, "layers": found, **at.where_from()})
     width = max(map(len, [*found, "whole model"])) + 2
     for name, norm in {**found, "whole model": whole}.items():
@@ -128,8 +128,8 @@ def cost(run: Run | None, s: Settings) -> None:
             "methods": [row._asdict() for row in rows], "steps": s["steps"], "batch_size": at.job.config["batch_size"],
             **at.where_from(), "precision": at.job.config["precision"],
         }  # fmt: skip
-        _write(file_of(run, "cost"), result)
-        console.print(f"file {file_of(run, 'cost')}")
+        _write(run.measured("cost"), result)
+        console.print(f"file {run.measured('cost')}")
 
 
 def _say_costs(what: str, costs: Costs, rows: list[Compared], steps: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..schema import UserError
@@ -12,14 +11,6 @@ from ..train.store import Row, Run, commit, find, now, versions
 
 if TYPE_CHECKING:
     from ..train.job import Job
-
-
-FILES = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
-
-
-def file_of(run: Run, command: str, layer: str = "", dimensions: int = 2) -> Path:
-    """Where a command of ``python -m sam_repro.measure`` writes its result."""
-    return run.path / FILES[command].format(layer=layer, line="-1d" if dimensions == 1 else "")
 
 
 def find_finished(run: str, runs_dir: str) -> Run:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import models, optim
+from ..command import command
 from ..optim.passes import Criterion
 from ..optim.where import Layers
 from ..schema import UserError, kind, options, suggest
@@ -102,19 +103,19 @@ def _now(device: torch.device) -> float:
 def main() -> None:
     """The command line."""
     settings = {"model": "resnet20", "batch_size": "128", "steps": "30", "device": "auto"}
-    try:
+    with command("sam_repro.measure.throughput"):
         for word in sys.argv[1:]:
             key, _, value = word.partition("=")
             if key not in settings:
                 raise UserError(f"There is no key {key!r}.{suggest(key, settings)}")
+            if key in ("batch_size", "steps") and not (value.isdecimal() and int(value)):
+                raise UserError(f"{word!r}: {key} is a whole number, as in {key}={settings[key]}.")
             settings[key] = value
         from ..train.job import resolve_device
 
         device = torch.device(resolve_device(settings)["device"])
         contestants, inputs, targets = contest(settings["model"], int(settings["batch_size"]), device)
         results = measure(contestants, inputs, targets, int(settings["steps"]))
-    except ValueError as error:
-        sys.exit(f"sam_repro.measure.throughput: {error}")
     print(f"{settings['model']}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, median of {settings['steps']}")
     print(f"{'method':<42}{'speed':>7}{'ms/step':>9}{'forward':>9}{'backward':>9}")
     for label, speed, seconds, report in results:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from ..command import command
 from ..config import DEVICE, check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
@@ -31,14 +32,9 @@ FLAGS = ("--all", "--html")
 
 
 def main() -> None:
-    """The command line: errors in one sentence and exit status 1, Ctrl-C in 130."""
-    try:
+    """The command line."""
+    with command("sam_repro.tables", "stopped; the same command resumes."):
         dispatch(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("\nsam_repro.tables: stopped; the same command resumes.", file=sys.stderr)
-        sys.exit(130)
-    except UserError as error:
-        sys.exit(f"sam_repro.tables: {error}")
 
 
 def dispatch(arguments: list[str]) -> None:
@@ -49,7 +45,9 @@ def dispatch(arguments: list[str]) -> None:
     flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if "=" not in word and word not in flags]
     settings = [word for word in arguments if "=" in word]
-    folder = Path(_take(settings, "experiments", str(EXPERIMENTS)))
+    folder = Path(next((word.partition("=")[2] for word in settings[::-1] if word.startswith("experiments=")), EXPERIMENTS))
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}: experiments= names one that holds <paper>/<table>.yaml.")
     jobs = default_jobs(_take(settings, "jobs", "0"))
     launcher = tuple(word for word in settings if word.startswith(PREFIXES))
     request = _request([word for word in settings if word not in launcher])
@@ -67,8 +65,8 @@ def dispatch(arguments: list[str]) -> None:
             show(select(wanted, folder), request)
         case ["run", *wanted] if wanted:
             run(select(wanted, folder), request, jobs, launcher)
-        case ["report", *wanted] if wanted or "--all" in flags:
-            for table in select(names(folder) if "--all" in flags else wanted, folder):
+        case ["report", *wanted] if bool(wanted) != ("--all" in flags):
+            for table in select(wanted or names(folder), folder):
                 render(table, request, page="--html" in flags)
         case ["readme", *paths] if len(paths) < 2:
             from .readme import update
@@ -80,11 +78,13 @@ def dispatch(arguments: list[str]) -> None:
 
 def _request(settings: list[str]) -> Request:
     named = {key: _take(settings, key, "") for key in ("scale", "device", "precision")}
-    paths = {key: _take(settings, key, default) for key, default in (("runs_dir", "runs"), ("results_dir", "results"))}
+    paths = {key: _take(settings, key, default) for key, default in (("runs_dir", "runs"), ("results_dir", "results"), ("experiments", ""))}
     seeds = _take(settings, "seeds", "")
     if seeds and not all(seed.isdecimal() for seed in seeds.split(",")):
         raise UserError(f"seeds={seeds} is a list of whole numbers, as in seeds=0,1,2.")
     for word in settings:
+        if word.startswith(("=", "hydra")):
+            raise UserError(f"{word!r} is nothing that a table's runs have; of Hydra's there are hydra/launcher= and hydra.launcher.*.")
         if word.startswith("seed="):
             raise UserError("seed= is seeds= here, as in seeds=0,1,2.")
         if word.startswith(("experiment=", "dataset=", "optimizer=")):
@@ -129,7 +129,7 @@ def show(tables: list[Table], request: Request) -> None:
     seconds, unknown = time_left(todo, everything)
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
     guess = f" ({unknown} more of which nothing like them has been timed)" if left and unknown else ""
-    measures = f"; {len(unmeasured)} measurements are missing" if unmeasured else ""
+    measures = f"; still to be measured: {len(unmeasured)}" if unmeasured else ""
     console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}{measures}.")
 
 
@@ -150,7 +150,7 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
             f"{len(failed)} of {len(todo)} runs did not finish: {', '.join(task.run.id for task in failed)}; the same command runs them."
         )
     if unmeasured:
-        raise UserError(f"{len(unmeasured)} measurements failed, for the reasons above; the same command tries them again.")
+        raise UserError(f"Measuring failed {len(unmeasured)} times, for the reasons above; the same command tries again.")
     shown = [*(table.name for table in tables), *request.words, *request.paths]
     console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
 

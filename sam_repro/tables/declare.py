@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ..config import keys_of
-from ..measure.__main__ import parsed
+from ..measure.__main__ import COMMON, parsed
 from ..schema import HERE, UserError, suggest
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
@@ -90,10 +90,6 @@ class Table:
     def columns(self) -> list[str]:
         """In the paper's order."""
         return list(dict.fromkeys(cell.column for cell in self.cells))
-
-    def at(self, row: str, column: str) -> Cell:
-        """The cell of a row and a column."""
-        return next(cell for cell in self.cells if (cell.row, cell.column) == (row, column))
 
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:
@@ -175,10 +171,15 @@ def _nearest(nodes: list[dict[str, Any]], key: str) -> str:
 
 
 def _measures(nodes: list[dict[str, Any]]) -> tuple[Words, ...]:
-    found: list[str] = next((node["measure"] for node in reversed(nodes) if "measure" in node), [])
+    found: Any = next((node["measure"] for node in reversed(nodes) if "measure" in node), [])
+    if not isinstance(found, list) or not all(isinstance(words, str) and words.strip() for words in found):
+        raise UserError("measure is a list of commands, as in [cost steps=50].")
     measures = tuple(tuple(words.split()) for words in found)
     for command, *settings in measures:
-        parsed(command, settings)
+        if wrong := [key for key in keys_of(settings) if key in COMMON or (command == "cost" and key in ("model", "batch_size"))]:
+            raise UserError(f"measure: {wrong[0]}= is what 'tables run' sets itself.")
+        if parsed(command, settings).get("layer") == "":
+            raise UserError("measure: landscape needs a layer, layer=NAME.")
     return measures
 
 

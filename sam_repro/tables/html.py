@@ -15,12 +15,14 @@ from typing import Any
 
 import yaml
 
+from ..command import command
 from ..config import OUTSIDE
 from ..schema import UserError, suggest
 from ..tracking.describe import command_of
 from ..train.store import Run, all_runs, find, now, write
 from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
+from .metrics import METRICS
 from .readme import read_csv
 from .values import Line
 
@@ -96,7 +98,9 @@ def declared(lines: Sequence[Line], known: set[str]) -> str:
 
 def _declared(line: Line, known: set[str]) -> list[str]:
     paper, mean = _number(line.paper), _number(line.mean)
-    delta = None if paper is None or mean is None else mean - paper
+    # Speeds and the like compare as ratios alone, which are lines of their own.
+    comparable = line.metric not in METRICS or not METRICS[line.metric].relative
+    delta = mean - paper if paper is not None and mean is not None and comparable else None
     words = [word_cell(word) for word in (line.row, line.column, line.metric)]
     values = [  # a recipe has words: 87M, cosine
         word_cell(line.paper) if paper is None else number_cell(paper, _number(line.paper_std)),
@@ -222,14 +226,12 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    try:
+    with command("sam_repro.tables.html"):
         for key in settings.keys() - set(KEYS):
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
         if any(word.startswith("-") for word in words):
             raise UserError(f"usage: {USAGE}")
         print(make(words, **settings))
-    except UserError as error:
-        sys.exit(f"sam_repro.tables.html: {error}")
 
 
 def make(prefixes: Sequence[str], runs_dir: str = "runs", out: str = "report.html", title: str = "", table: str = "") -> str:

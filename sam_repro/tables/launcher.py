@@ -12,6 +12,7 @@ from .declare import Words
 from .lookup import Request
 from .work import Task
 
+MODE = ("hydra.mode=MULTIRUN",)  # of every job as well: what fails is written down, and the next goes on
 PREFIXES = ("hydra/launcher=", "hydra.launcher.")
 
 
@@ -33,7 +34,7 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
     with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
         engine: Any = GlobalHydra.instance().hydra
         try:
-            config = engine.compose_config("config", [*words, f"runs_dir={request.runs_dir}"], RunMode.MULTIRUN, False)
+            config = engine.compose_config("config", [*words, *MODE, f"runs_dir={request.runs_dir}"], RunMode.MULTIRUN, False)
         except HydraException as error:
             known = ", ".join(sorted(engine.config_loader.get_group_options("hydra/launcher")))
             said = str(error).splitlines()[0].rstrip(".")

@@ -28,6 +28,7 @@ class Request:
     seeds: tuple[int, ...] = ()  # as many as the paper's where empty
     runs_dir: str = "runs"
     results_dir: str = "results"
+    experiments: str = ""  # the folder of the declarations; empty: the project's own
 
     @property
     def changes(self) -> Words:
@@ -44,7 +45,7 @@ class Request:
     @property
     def paths(self) -> Words:
         """As overrides again, where they are not the usual ones."""
-        given = (("runs_dir", self.runs_dir, "runs"), ("results_dir", self.results_dir, "results"))
+        given = (("runs_dir", self.runs_dir, "runs"), ("results_dir", self.results_dir, "results"), ("experiments", self.experiments, ""))
         return tuple(f"{key}={value}" for key, value, usual in given if value != usual)
 
 

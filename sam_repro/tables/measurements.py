@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..measure.__main__ import parsed
-from ..measure.finished import file_of
 from ..tracking.console import console
 from .declare import Words
 from .lookup import Request
@@ -27,7 +26,7 @@ class Measurement:
     def file(self) -> Path:
         """Where its result lies, or will."""
         settings = parsed(self.words[0], list(self.words[1:]))
-        return file_of(self.task.run, self.words[0], settings.get("layer", ""), settings.get("dimensions", 2))
+        return self.task.run.measured(self.words[0], settings.get("layer", ""), settings.get("dimensions", 2))
 
     @property
     def needless(self) -> bool:
@@ -43,24 +42,20 @@ class Measurement:
 
 
 def missing(tasks: Iterable[Task]) -> list[Measurement]:
-    """What is to be measured on these runs, and is not."""
+    """What is to be measured on these runs, and is not; each file once."""
     wanted = [Measurement(task, words) for task in tasks for words in task.measures]
-    return [one for one in wanted if not one.needless and not one.file.exists()]
+    return list({one.file: one for one in reversed(wanted) if not one.needless and not one.file.exists()}.values())[::-1]
 
 
 def measure(wanted: list[Measurement], request: Request) -> list[Measurement]:
     """Measure one after the other, so that steps are timed alone; returns what failed. A run without weights is named and left out."""
-    failed, weightless = [], []
+    failed = []
     for index, one in enumerate(wanted, 1):
         if not one.task.run.checkpoint.exists():
-            weightless.append(one.task.run.id)
+            again = " ".join(["python", *one.task.command(request)[1:], "rerun=true"])
+            console.print(f"Not measured, for {one.task.run.path} has no weights, which this makes anew: {again}")
             continue
         console.print(f"[{index}/{len(wanted)}] {one.task.run.id} {' '.join(one.words)}  ({one.task.label}, seed {one.task.seed})")
         if subprocess.run(one.command(request), check=False).returncode:
             failed.append(one)
-    if weightless:
-        console.print(
-            f"Not measured, for the archive keeps no weights: {', '.join(dict.fromkeys(weightless))}. "
-            f"The command in a run's status.json trains it again into {request.runs_dir}."
-        )
     return failed

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..measure.finished import file_of
 from ..schema import UserError, suggest
 from ..train.store import Run
 
@@ -23,12 +21,6 @@ class Metric:
     relative: bool = False  # of the machine or of the training's length: only the derived number compares with the paper's
 
 
-def _lambda_max(run: Run, _: dict[str, Any]) -> float | None:
-    """As ``python -m sam_repro.measure sharpness`` leaves it in the run's directory; None where it was not measured."""
-    path = file_of(run, "sharpness")
-    return float(json.loads(path.read_text())["lambda_max"]) if path.exists() else None
-
-
 METRICS = {
     "accuracy": Metric(lambda _, s: s["score_last"], 2, best=True),
     "matthews": Metric(lambda _, s: s["score_last"], 2, best=True),
@@ -39,7 +31,7 @@ METRICS = {
     "sampling_number": Metric(lambda _, s: s["sampling_number"], 0, "sampling_rate", relative=True),
     "grad_norm": Metric(lambda _, s: s["grad_norm"], 4),
     "perturbations": Metric(lambda _, s: sum(s["perturbations"].values()), 0),
-    "lambda_max": Metric(_lambda_max, 2),
+    "lambda_max": Metric(lambda run, _: run.measurement("sharpness").get("lambda_max"), 2),
     # Equations 8 and 9 of KDD'24 in passes: SGD's step costs a forward pass and a backward pass, which is two forward passes.
     "predicted_speed": Metric(lambda _, s: 300 * s["steps"] / (s["forward_units"] + 2 * s["backward_units"]), 1),
 }

@@ -63,14 +63,13 @@ def read_csv(path: Path) -> list[Line]:
     """The lines of a rendered table; UserError where the file is no such."""
     try:
         with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+            return [_read(row) for row in reader]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise UserError(f"{path} has other columns than {', '.join(COLUMNS)}: render it anew.")
-    try:
-        return [_read(row) for row in rows]
-    except (ValueError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"{path} is not as 'python -m sam_repro.tables report' writes it, render it anew: {error}.") from error
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from ..config import OUTSIDE
-from ..measure.finished import FILES
 from ..schema import UserError
 from ..tracking.describe import command_of
 from ..train.store import LAYER_COLUMNS, Run, write
@@ -76,11 +75,14 @@ def archive(run: Run, place: Path) -> None:
         "config.yaml": yaml.safe_dump(config, sort_keys=False),
         "metrics.jsonl": (run.path / "metrics.jsonl").read_text(),
         "layers.csv": _short(run),
-        **{path.relative_to(run.path).as_posix(): path.read_text() for path in measured(run)},
+        **{path.relative_to(run.path).as_posix(): path.read_text() for path in run.all_measured()},
         **({"steps.csv": _steps(run.path / "steps.csv")} if (run.path / "steps.csv").exists() else {}),
         "status.json": json.dumps(status, indent=2) + "\n",
         "summary.json": (run.path / "summary.json").read_text(),
     }
+    for path in Run(place, run.id).all_measured():
+        if path.relative_to(place / run.id).as_posix() not in files:
+            path.unlink()  # of the run before it was trained anew
     for name, content in files.items():
         target = place / run.id / name
         if not target.exists() or target.read_text() != content:
@@ -89,11 +91,6 @@ def archive(run: Run, place: Path) -> None:
 
 def _without_machine(status: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in status.items() if key not in ("host", "pid")}
-
-
-def measured(run: Run) -> list[Path]:
-    """What was measured on the finished run."""
-    return [path for command in FILES for path in sorted(run.path.glob(FILES[command].format(layer="*", line="")))]
 
 
 def _short(run: Run) -> str:

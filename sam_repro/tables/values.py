@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..measure.finished import file_of
 from ..train.store import Run
 from .declare import Cell, Printed, Table
 from .fill import Filled, Runs
@@ -19,6 +17,7 @@ COLUMNS = (
     "row", "column", "metric", "dataset", "model", "optimizer", "paper", "paper_std", "mean", "std", "n", "scale", "device", "run_ids",
 )  # fmt: skip
 TESTED = 3  # pairs that a paired test needs
+SAME_RATE = 0.02  # of the steps
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,12 @@ def _ratio_in_turns(run: Run, reference: Run) -> float | None:
 
 def _step_cost(run: Run) -> float | None:
     """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it."""
-    method, path = run.summary["optimizer"], file_of(run, "cost")
-    if method == "sgd" or not path.exists():
-        return 1.0 if method == "sgd" else None
-    return next((row["measured"] for row in json.loads(path.read_text())["methods"] if row["method"] == method), None)
+    method, rate = run.summary["optimizer"], run.summary["sampling_number"] / run.summary["steps"]
+    if method == "sgd":
+        return 1.0
+    rows = run.measurement("cost").get("methods", [])
+    # Where only steps with an ascent were timed, or only steps without, of a run that had both, they do not stand for it.
+    return next((row["measured"] for row in rows if row["method"] == method and abs(row["ascents"] - rate) < SAME_RATE), None)
 
 
 def comparisons(filled: Filled) -> list[Comparison]:

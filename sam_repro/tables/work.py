@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -74,7 +73,7 @@ def _wanted(table: Table) -> Iterator[tuple[Cell, str, Words, tuple[Words, ...]]
         yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.words, cell.measures
     for cell in cells:
         for label, words in table.references.items():
-            yield cell, f"{label} (reference)", (*cell.base, *words), ()
+            yield cell, f"{label} (reference)", (*cell.base, *words), cell.measures if label == table.ratio_to else ()
 
 
 def device_type(name: str) -> str:
@@ -132,8 +131,7 @@ class Work:
         )  # fmt: skip
 
     def go(self) -> list[Task]:
-        """Run everything; returns what did not finish. Ctrl-C and SIGTERM stop the processes, which save what they have."""
-        before = signal.signal(signal.SIGTERM, _interrupt)
+        """Run everything; returns what did not finish. An interruption stops the processes, which save what they have."""
         epochs = sum(task.config["epochs"] for task in self.waiting)
         try:
             with self._bar:
@@ -151,8 +149,6 @@ class Work:
         except BaseException:
             self._stop()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
         return self.failed
 
     def _start(self) -> None:
@@ -219,7 +215,3 @@ def _log(task: Task) -> Path:
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"it said nothing in {path}"
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..command import command
 from ..schema import UserError, suggest
 from ..train.store import all_runs, find
 from . import check
@@ -22,7 +23,7 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    try:
+    with command("sam_repro.tracking"):
         if not words or words[0] not in KEYS or (words[0] == "dashboard" and words[1:]):
             raise UserError(f"usage: {USAGE}")
         for key in settings.keys() - KEYS[words[0]]:
@@ -31,8 +32,6 @@ def main() -> None:
             sync(words[1:], **settings)
         else:
             dashboard(**settings)
-    except UserError as error:
-        sys.exit(f"sam_repro.tracking: {error}")
 
 
 def sync(prefixes: list[str], runs_dir: str = "runs") -> None:

@@ -30,6 +30,8 @@ from .. import __version__
 from ..schema import UserError
 
 Row = dict[str, Any]
+# What the commands of python -m sam_repro.measure write beside a finished run.
+MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
 
 
@@ -88,6 +90,18 @@ class Run:
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
 
+    def measured(self, command: str, layer: str = "", dimensions: int = 2) -> Path:
+        """Where a command of ``python -m sam_repro.measure`` writes its result."""
+        return self.path / MEASURED[command].format(layer=layer, line="-1d" if dimensions == 1 else "")
+
+    def measurement(self, command: str) -> Row:
+        """What it wrote; empty where the run was not measured."""
+        return self._json(MEASURED[command])
+
+    def all_measured(self) -> list[Path]:
+        """The results there are."""
+        return [path for name in MEASURED.values() for path in sorted(self.path.glob(name.format(layer="*", line="")))]
+
     # -- writing -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -136,6 +150,8 @@ class Run:
         """Remove what was computed, to begin anew. The run must be held."""
         for name in ("summary.json", "metrics.jsonl", "layers.csv", "steps.csv"):
             (self.path / name).unlink(missing_ok=True)
+        for path in self.all_measured():
+            path.unlink()
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def remove(self) -> None:
@@ -163,6 +179,8 @@ class Run:
         raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
 
     def _damaged(self, name: str) -> UserError:
+        if name in MEASURED.values():
+            return UserError(f"{self.path / name} is damaged: remove it, and measure the run again.")
         return UserError(f"{self.path / name} is missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
     def is_held(self) -> bool:
