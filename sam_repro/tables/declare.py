@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -90,6 +90,12 @@ class Table:
     def columns(self) -> list[str]:
         """In the paper's order."""
         return list(dict.fromkeys(cell.column for cell in self.cells))
+
+    def reference(self, cell: Cell, label: str) -> Cell:
+        """A method to compare with, in the place of ``cell``: the table's own cell, where it has one."""
+        words = (*cell.base, *self.references[label])
+        same = (other for other in self.cells if set(other.words) == set(words))
+        return next(same, replace(cell, words=words))
 
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:

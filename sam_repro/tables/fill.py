@@ -43,16 +43,16 @@ def fill(table: Table, request: Request, shelf: Shelf) -> Filling:
     counts: dict[Words, Counter[Setting]] = defaultdict(Counter)
     seeds = request.seeds or tuple(range(table.seeds))
 
-    def look(cell: Cell, words: Words) -> dict[Setting, Runs]:
-        key = (words, tuple(word for substitute in cell.substitutes.values() for word in substitute.words))
+    def look(cell: Cell) -> dict[Setting, Runs]:
+        key = (cell.words, tuple(word for substitute in cell.substitutes.values() for word in substitute.words))
         if key not in found:
-            found[key] = _find(cell, words, seeds, request, shelf)
+            found[key] = _find(cell, seeds, request, shelf)
             counts[cell.base].update({setting: len(runs) for setting, runs in found[key].items()})
         return found[key]
 
     for cell in table.cells:
         if cell.words:
-            look(cell, cell.words)
+            look(cell)
     chosen = {group: _best(settings) for group, settings in counts.items() if settings}
     others = {group: Counter({s: n for s, n in settings.items() if s != chosen.get(group)}) for group, settings in counts.items()}
     cells = []
@@ -62,17 +62,17 @@ def fill(table: Table, request: Request, shelf: Shelf) -> Filling:
             cells.append(Filled(cell))
             continue
         references = {
-            label: look(cell, (*cell.base, *words)).get(setting, {}) for label, words in table.references.items()
+            label: look(table.reference(cell, label)).get(setting, {}) for label in table.references
         }  # fmt: skip
-        runs = look(cell, cell.words).get(setting, {})
+        runs = look(cell).get(setting, {})
         cells.append(Filled(cell, setting if runs else None, runs, references))
     return Filling(cells, chosen, {group: settings for group, settings in others.items() if settings})
 
 
-def _find(cell: Cell, words: Words, seeds: tuple[int, ...], request: Request, shelf: Shelf) -> dict[Setting, Runs]:
+def _find(cell: Cell, seeds: tuple[int, ...], request: Request, shelf: Shelf) -> dict[Setting, Runs]:
     found: dict[Setting, Runs] = {}
     for scale in [request.scale] if request.scale else [scale for scale in SCALES if scale in shelf.scales]:
-        config = configuration(cell, words, scale, request)
+        config = configuration(cell, scale, request)
         for device in [request.device.partition(":")[0]] if request.device not in ("", "auto") else DEVICES:
             for precision in [request.precision] if request.precision else precisions():
                 ids = {seed: run_id(config, seed, device, precision) for seed in seeds}

@@ -86,16 +86,16 @@ class Shelf:
         return found
 
 
-def configuration(cell: Cell, words: Words, scale: str, request: Request) -> Config:
-    """The configuration of ``words`` in the place of ``cell``."""
-    return _composed(words_of(cell, words, scale, request))
+def configuration(cell: Cell, scale: str, request: Request) -> Config:
+    """The configuration of a cell's runs."""
+    return _composed(words_of(cell, scale, request))
 
 
-def words_of(cell: Cell, words: Words, scale: str, request: Request) -> Words:
+def words_of(cell: Cell, scale: str, request: Request) -> Words:
     """The overrides of a run: the cell's, its substitute's at this scale, and the user's."""
     substitute = cell.substitutes.get(scale)
     named = (f"precision={request.precision}",) if request.precision else ()
-    return distinct((*words, *(substitute.words if substitute else ()), f"scale={scale}", *named, *request.overrides))
+    return distinct((*cell.words, *(substitute.words if substitute else ()), f"scale={scale}", *named, *request.overrides))
 
 
 def run_id(config: Config, seed: int, device: str, precision: str = "") -> str:

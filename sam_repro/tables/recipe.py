@@ -62,7 +62,7 @@ def agrees(line: Line) -> bool | None:
 
 
 def _line(cell: Cell, request: Request) -> Line:
-    config = configuration(cell, cell.words, "paper", request)
+    config = configuration(cell, "paper", request)
     dataset, model, method = (config[part]["name"] for part in ("dataset", "model", "optimizer"))
     value = _value(cell, config)
     ours = None if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -147,7 +147,7 @@ def _declared(cell: Cell, request: Request) -> dict[str, str]:
     """What a cell without runs is about."""
     if cell.quoted:
         return {"dataset": "", "model": "", "optimizer": "quoted"}
-    config = configuration(cell, cell.words, "paper", request)
+    config = configuration(cell, "paper", request)
     model = config["model"]
     return {"dataset": config["dataset"]["name"], "model": model.get("arch", model["name"]), "optimizer": config["optimizer"]["name"]}
 
@@ -160,7 +160,7 @@ def _paper_ratio(table: Table, cell: Cell) -> str:
     """Printed by the paper, or from the printed numbers of the cell and of the table's reference for its benchmark."""
     if cell.paper.ratio or not cell.words:
         return cell.paper.ratio
-    reference = {*cell.base, *table.references[table.ratio_to]}
+    reference = set(table.reference(cell, table.ratio_to).words)
     same = [other for other in table.cells if set(other.words) == reference and other.metric == cell.metric and other.paper.value]
     return _percent(cell.paper.value, same[0].paper.value) if same else ""
 

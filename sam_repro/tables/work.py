@@ -56,24 +56,24 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
     device, scale = device_type(request.device), request.scale or "paper"
     found: dict[str, Task] = {}
     for table in tables:
-        for cell, label, words, measures in _wanted(table):
-            config = configuration(cell, words, scale, request)
+        for cell, label, measures in _wanted(table):
+            config = configuration(cell, scale, request)
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
                 run = shelf.finished(one) or Run(request.runs_dir, one)
-                task = found.setdefault(one, Task(run, config, words_of(cell, words, scale, request), cell.base, seed, label))
+                task = found.setdefault(one, Task(run, config, words_of(cell, scale, request), cell.base, seed, label))
                 found[one] = replace(task, measures=tuple(dict.fromkeys((*task.measures, *measures))))
     return sorted(found.values(), key=lambda task: task.seed)
 
 
-def _wanted(table: Table) -> Iterator[tuple[Cell, str, Words, tuple[Words, ...]]]:
-    """The cells that take a run, with a label, overrides and measurements; after them the references, in the place of each cell."""
+def _wanted(table: Table) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:
+    """The cells that take a run, with a label and measurements; after them the references, in the place of each cell."""
     cells = [cell for cell in table.cells if cell.words and table.kind != "recipe"]
     for cell in cells:
-        yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.words, cell.measures
+        yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.measures
     for cell in cells:
-        for label, words in table.references.items():
-            yield cell, f"{label} (reference)", (*cell.base, *words), cell.measures if label == table.ratio_to else ()
+        for label in table.references:
+            yield table.reference(cell, label), f"{label} (reference)", cell.measures if label == table.ratio_to else ()
 
 
 def device_type(name: str) -> str:
