@@ -24,7 +24,7 @@ USAGE = """python -m sam_repro.tables list
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
                        [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
     readme [README.md] rewrite the tables in a README from results/
-  TABLE is kdd24/table1, or kdd24 for all of a paper.
+  TABLE is kdd24/table1, or kdd24 for all of a paper; with experiment=kdd24/cifar10, show and run take its runs alone.
   [scale=small] [seeds=0,1] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [experiments=FOLDER] [any override]"""
 
 
@@ -51,6 +51,10 @@ def dispatch(arguments: list[str]) -> None:
     jobs = default_jobs(_take(settings, "jobs", "0"))
     launcher = tuple(word for word in settings if word.startswith(PREFIXES))
     request = _request([word for word in settings if word not in launcher])
+    if request.experiment and words[:1] not in (["show"], ["run"]):
+        raise UserError("experiment= says which runs of a table 'show' and 'run' take; what is rendered has all that are finished.")
+    if jobs and words[:1] != ["run"]:
+        raise UserError("jobs= says how many processes 'run' starts at a time: it goes with 'run'.")
     if launcher and (jobs or words[:1] != ["run"]):
         raise UserError(f"{launcher[0]!r} says how 'run' starts what is missing: it goes with 'run', and not with jobs=.")
     for flag in flags:
@@ -62,9 +66,9 @@ def dispatch(arguments: list[str]) -> None:
         case ["list"]:
             show_list(folder)
         case ["show", *wanted] if wanted:
-            show(select(wanted, folder), request)
+            show(_with_runs(select(wanted, folder), request), request)
         case ["run", *wanted] if wanted:
-            run(select(wanted, folder), request, jobs, launcher)
+            run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
             for table in select(wanted or names(folder), folder):
                 render(table, request, page="--html" in flags)
@@ -76,8 +80,16 @@ def dispatch(arguments: list[str]) -> None:
             raise UserError(f"usage: {USAGE}")
 
 
+def _with_runs(tables: list[Table], request: Request) -> list[Table]:
+    """The tables that the experiment asked for has a part in; UserError where none has."""
+    known = list(dict.fromkeys(one for table in tables for one in table.experiments))
+    if request.experiment and request.experiment not in known:
+        raise UserError(f"No cell here runs experiment={request.experiment}.{suggest(request.experiment, known)}")
+    return [table for table in tables if not request.experiment or request.experiment in table.experiments]
+
+
 def _request(settings: list[str]) -> Request:
-    named = {key: _take(settings, key, "") for key in ("scale", "device", "precision")}
+    named = {key: _take(settings, key, "") for key in ("scale", "device", "precision", "experiment")}
     paths = {key: _take(settings, key, default) for key, default in (("runs_dir", "runs"), ("results_dir", "results"), ("experiments", ""))}
     seeds = _take(settings, "seeds", "")
     if seeds and not all(seed.isdecimal() for seed in seeds.split(",")):
@@ -87,7 +99,7 @@ def _request(settings: list[str]) -> Request:
             raise UserError(f"{word!r} is nothing that a table's runs have; of Hydra's there are hydra/launcher= and hydra.launcher.*.")
         if word.startswith("seed="):
             raise UserError("seed= is seeds= here, as in seeds=0,1,2.")
-        if word.startswith(("experiment=", "dataset=", "optimizer=")):
+        if word.startswith(("dataset=", "optimizer=")):
             raise UserError(f"{word!r} is what the cells of a table say themselves: leave it out, or use python -m sam_repro.")
         if word.startswith(("rerun=", "dry_run=")):
             raise UserError(

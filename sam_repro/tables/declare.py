@@ -91,6 +91,12 @@ class Table:
         """In the paper's order."""
         return list(dict.fromkeys(cell.column for cell in self.cells))
 
+    @property
+    def experiments(self) -> list[str]:
+        """The presets that its cells run, in the paper's order; a recipe runs none."""
+        words = (word for cell in self.cells for word in cell.words if self.kind != "recipe")
+        return list(dict.fromkeys(word.partition("=")[2] for word in words if word.startswith("experiment=")))
+
     def reference(self, cell: Cell, label: str) -> Cell:
         """A method to compare with, in the place of ``cell``: the table's own cell, where it has one."""
         words = (*cell.base, *self.references[label])

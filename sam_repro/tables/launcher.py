@@ -35,11 +35,11 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
         engine: Any = GlobalHydra.instance().hydra
         try:
             config = engine.compose_config("config", [*words, *MODE, f"runs_dir={request.runs_dir}"], RunMode.MULTIRUN, False)
-        except HydraException as error:
+            context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks())
+            launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
+        except (HydraException, RuntimeError, ImportError) as error:  # no such option, no launcher, not installed
             known = ", ".join(sorted(engine.config_loader.get_group_options("hydra/launcher")))
             said = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{' '.join(words)}: {said}. Launchers that are installed: {known}.") from error
-        context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks())
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
         launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
     return [task for task in todo if task.run.state != "done"]

@@ -26,6 +26,7 @@ class Request:
     device: str = ""
     precision: str = ""
     seeds: tuple[int, ...] = ()  # as many as the paper's where empty
+    experiment: str = ""  # the runs of this one only, of all that fill a table
     runs_dir: str = "runs"
     results_dir: str = "results"
     experiments: str = ""  # the folder of the declarations; empty: the project's own

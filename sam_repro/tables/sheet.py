@@ -53,11 +53,12 @@ def sheet(table: Table, request: Request, shelf: Shelf) -> Sheet:
 def _notes(table: Table, filling: Filling, request: Request) -> list[str]:
     notes = []
     for group, setting in filling.chosen.items():
-        runs = {run.id: run for one in filling.cells if _in(one.cell, group) for run in one.runs.values()}
+        runs = list({run.id: run for one in filling.cells if _in(one.cell, group) for run in one.runs.values()}.values())
         seeds = sorted({seed for one in filling.cells if _in(one.cell, group) for seed in one.runs})
+        made = f"{len(runs)} run{'s' * (len(runs) != 1)}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
         notes.append(
-            f"`{' '.join(group)}`: {describe(setting)}, {_from(list(runs.values()))}; {len(runs)} run{'s' * (len(runs) != 1)}, "
-            f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}; filled by `{_filled_by(table, setting, request)}`."
+            f"`{' '.join(group)}`: {describe(setting)}, {_from(runs)}; {made}, last training loss {_losses(runs)}; "
+            f"filled by `{_filled_by(table, group, setting, seeds, request)}`."
         )
         notes += [f"At scale {setting.scale}: {note}." for note in _substitutions(table, group, setting)]
     if request.changes:
@@ -83,6 +84,12 @@ def _from(runs: list[Run]) -> str:
     return f"{' and '.join(hardware)}, {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}"
 
 
+def _losses(runs: list[Run]) -> str:
+    """``0.83 to 1.88``: how far the runs are from converged."""
+    losses = sorted(run.summary["train_loss"] for run in runs)
+    return " to ".join(dict.fromkeys(f"{loss:.2g}" for loss in (losses[0], losses[-1])))
+
+
 def _substitutions(table: Table, group: Words, setting: Setting) -> list[str]:
     found = [cell.substitutes[setting.scale].note for cell in table.cells if _in(cell, group) and setting.scale in cell.substitutes]
     return list(dict.fromkeys(found))
@@ -92,6 +99,8 @@ def _in(cell: Cell, group: Words) -> bool:
     return bool(cell.words) and cell.base == group
 
 
-def _filled_by(table: Table, setting: Setting, request: Request) -> str:
+def _filled_by(table: Table, group: Words, setting: Setting, seeds: list[int], request: Request) -> str:
     named = [f"{key}={value}" for key, value in setting.__dict__.items() if value not in ("paper", "fp32")]
-    return " ".join(["python -m sam_repro.tables run", table.name, *named, *request.changes])
+    part = [word for word in group if word.startswith("experiment=") and len(table.experiments) > 1]
+    fewer = [f"seeds={','.join(map(str, seeds))}"] if seeds != list(range(table.seeds)) else []
+    return " ".join(["python -m sam_repro.tables run", table.name, *part, *named, *fewer, *request.changes])

@@ -56,7 +56,7 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
     device, scale = device_type(request.device), request.scale or "paper"
     found: dict[str, Task] = {}
     for table in tables:
-        for cell, label, measures in _wanted(table):
+        for cell, label, measures in _wanted(table, request.experiment):
             config = configuration(cell, scale, request)
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
@@ -66,9 +66,11 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
     return sorted(found.values(), key=lambda task: task.seed)
 
 
-def _wanted(table: Table) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:
+def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:
     """The cells that take a run, with a label and measurements; after them the references, in the place of each cell."""
     cells = [cell for cell in table.cells if cell.words and table.kind != "recipe"]
+    if experiment:
+        cells = [cell for cell in cells if f"experiment={experiment}" in cell.words]
     for cell in cells:
         yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.measures
     for cell in cells:
