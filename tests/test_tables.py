@@ -24,9 +24,9 @@ from sam_repro.tables.latex import as_latex
 from sam_repro.tables.lookup import Request, Shelf, configuration
 from sam_repro.tables.measurements import missing
 from sam_repro.tables.metrics import METRICS
-from sam_repro.tables.readme import BEGIN, END, update
+from sam_repro.tables.readme import BEGIN, END, index, update
 from sam_repro.tables.recipe import PARTS, SETTINGS, agrees
-from sam_repro.tables.render import as_csv, as_markdown
+from sam_repro.tables.render import as_csv, as_markdown, caption
 from sam_repro.tables.report import report
 from sam_repro.tables.sheet import sheet
 from sam_repro.tables.values import COLUMNS
@@ -72,7 +72,8 @@ def number(text):
 
 
 def test_every_table_and_figure_is_declared():
-    assert names() == sorted([*PAPERS, *OTHERS])
+    assert [name for name in names() if name.startswith("looksam/")] == ["looksam/table8", "looksam/table9", "looksam/table10"]
+    assert sorted(names()) == sorted([*PAPERS, *OTHERS])
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -360,6 +361,7 @@ def test_a_substitute_is_named_and_counts_at_its_scale_alone(tmp_path):
     sheet = sheet_of(tmp_path, table)
     assert (lines_of(sheet)["a", "c", "accuracy"]["model"], lines_of(sheet)["a", "c", "accuracy"]["mean"]) == ("wrn16_2", "50")
     assert "At scale small: two cores." in sheet.notes
+    assert "Ours: scale small, cpu (two cores); python" in caption(sheet)
     assert sheet_of(tmp_path, table, scale="paper").cells[0].line.model == "resnet20"
 
 
@@ -463,6 +465,7 @@ def test_the_committed_tables_are_what_the_committed_runs_render_to(tmp_path):
         update(tmp_path / "README.md", results)
         section = (tmp_path / "README.md").read_text().replace(os.path.relpath(results, tmp_path), "results")
         assert section == readme
+    assert index(results) == (results / "README.md").read_text()
 
 
 def test_the_readme_shows_what_has_runs(tmp_path, methods):
@@ -481,6 +484,7 @@ def test_the_readme_shows_what_has_runs(tmp_path, methods):
         assert "**[own/t](results/own/t.md)** T (scale small on cpu)" in text
         assert "| SGD | **61.00** (1); paper 91.96 ± 0.3 |" in text
         assert "layer-wise" not in text
+    assert "| [Table 0](own/t.md) | T | 3 of 12: scale small on cpu |" in index(tmp_path / "results", tmp_path / "experiments")
     with pytest.raises(UserError, match="needs a line <!-- tables:begin -->"):
         (tmp_path / "other.md").write_text("nothing")
         update(tmp_path / "other.md", tmp_path / "results")

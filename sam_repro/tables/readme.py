@@ -1,4 +1,4 @@
-"""The part of a README that shows what the tables came to, from ``results/*.csv``."""
+"""The part of a README that shows what the tables came to, and the index of all tables, from ``results/*.csv``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,29 @@ def update(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> None:
         raise UserError(f"{readme} needs a line {BEGIN} and after it a line {END}: the tables go between them.")
     before, _, rest = text.partition(BEGIN)
     write(readme, f"{before}{BEGIN}\n\n{section(results, readme.parent, folder)}\n{END}{rest.partition(END)[2]}")
+
+
+def index(results: Path, folder: Path = EXPERIMENTS) -> str:
+    """``results/README.md``: every table and figure by paper, and how much of it has runs."""
+    tables = select(names(folder), folder)
+    parts = [
+        "# The papers' tables and figures\n\nOurs beside the papers', rendered from the finished runs in `runs/` by "
+        "`python -m sam_repro.tables report --all`; this page by `python -m sam_repro.tables readme`."
+    ]
+    for paper in dict.fromkeys(table.name.partition("/")[0] for table in tables):
+        of = [table for table in tables if table.name.partition("/")[0] == paper]
+        rows = [f"| [{table.source}]({table.name}.md) | {table.title} | {_filled(table, results)} |" for table in of]
+        parts.append("\n".join([f"## {paper}\n\n{of[0].citation}\n", "| | | cells with runs |", "| --- | --- | --- |", *rows]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(table: Table, results: Path) -> str:
+    if table.kind == "recipe":
+        return "a recipe, checked without runs"
+    path = results / f"{table.name}.csv"
+    lines = [line for line in read_csv(path) if line.n] if path.exists() else []
+    where = ", ".join(sorted({f"scale {line.scale} on {line.device}" for line in lines}))
+    return f"{len({(line.row, line.column) for line in lines})} of {len(table.cells)}{f': {where}' if where else ''}"
 
 
 def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:

@@ -17,7 +17,7 @@ LEGEND = {
         "Bold: ours, the mean ± sample standard deviation (number of seeds) of the last epoch; then the mean of the best epochs, the "
         "paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a shared one on its other "
         "users: those of runs at different times do not compare. A ratio of speeds is that of steps timed in turns in one process where "
-        "it was measured so (`python -m sam_repro.measure cost run=ID`), else that of the runs; Δ is that of the ratios."
+        "it was measured so after training (`python -m sam_repro.measure cost run=ID`), else that of the runs; Δ is that of the ratios."
     ),
     "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
 }
@@ -58,9 +58,10 @@ def command(sheet: Sheet, verb: str) -> str:
 
 
 def caption(sheet: Sheet) -> str:
-    """What a figure shows, of which paper, at which scale, and by which command."""
+    """What a figure shows, of which paper, at which scale and with which models instead of the paper's, and by which command."""
     table = sheet.table
-    scales = sorted({f"scale {one.setting.scale}, {one.setting.where}" for one in sheet.filled if one.setting})
+    settings = [(one.setting, one.cell.substitutes.get(one.setting.scale)) for one in sheet.filled if one.setting]
+    scales = sorted({f"scale {s.scale}, {s.where}{f' ({instead.note})' if instead else ''}" for s, instead in settings})
     ours = "what the presets set" if table.kind == "recipe" else "; ".join(scales) or "no runs yet"
     return f"{table.title}. {table.source} of {table.citation.rstrip('.')}. Ours: {ours}; {command(sheet, 'report')}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ COLUMNS = (
 )  # fmt: skip
 TESTED = 3  # pairs that a paired test needs
 SAME_RATE = 0.02  # of the steps
+DIGITS = 6  # of the CSV: what is rendered from it and what is rendered beside it round alike
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def _line(filled: Filled, metric: str, paper: Printed, values: Mapping[int, floa
     what = runs[0].summary if runs else _declared(cell, request)
     return Line(
         cell.row, cell.column, metric, what["dataset"], what["model"], what["optimizer"], paper.value, paper.std,
-        mean=statistics.fmean(values.values()) if values else None,
-        std=statistics.stdev(values.values()) if len(values) > 1 else None,
+        mean=round(statistics.fmean(values.values()), DIGITS) if values else None,
+        std=round(statistics.stdev(values.values()), DIGITS) if len(values) > 1 else None,
         n=len(values),
         scale=filled.setting.scale if values and filled.setting else "",
         device=filled.setting.where if values and filled.setting else "",
@@ -167,4 +167,4 @@ def _paper_ratio(table: Table, cell: Cell) -> str:
 
 def number(value: float | str | None) -> str:
     """As the CSV has it."""
-    return value if isinstance(value, str) else "" if value is None else f"{round(value, 6):.12g}" if math.isfinite(value) else str(value)
+    return value if isinstance(value, str) else "" if value is None else f"{value:.12g}"
