@@ -16,7 +16,7 @@ from .launcher import PREFIXES, launch
 from .lookup import Request, Shelf
 from .measurements import measure, missing
 from .report import report
-from .work import Task, Work, default_jobs, places, tasks, time_left
+from .work import Task, Work, number_of_jobs, places, tasks, time_left
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
@@ -48,7 +48,7 @@ def dispatch(arguments: list[str]) -> None:
     folder = Path(next((word.partition("=")[2] for word in settings[::-1] if word.startswith("experiments=")), EXPERIMENTS))
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: experiments= names one that holds <paper>/<table>.yaml.")
-    jobs = default_jobs(_take(settings, "jobs", "0"))
+    jobs = number_of_jobs(_take(settings, "jobs", ""))
     launcher = tuple(word for word in settings if word.startswith(PREFIXES))
     request = _request([word for word in settings if word not in launcher])
     if request.experiment and words[:1] not in (["show"], ["run"]):
@@ -121,6 +121,8 @@ def _take(settings: list[str], key: str, default: str) -> str:
     found = [word for word in settings if word.startswith(f"{key}=")]
     for word in found:
         settings.remove(word)
+    if f"{key}=" in found:
+        raise UserError(f"{key}= has no value.")
     return found[-1].partition("=")[2] if found else default
 
 
@@ -142,7 +144,9 @@ def show(tables: list[Table], request: Request) -> None:
     todo = [task for task in everything if task.run.state != "done"]
     seconds, unknown = time_left(todo, everything)
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
-    guess = f" ({unknown} more of which nothing like them has been timed)" if left and unknown else ""
+    if todo and not left:
+        left = "; how long they take is known once one like them has trained"
+    guess = f" ({unknown} more of which nothing like them has been timed)" if left and 0 < unknown < len(todo) else ""
     measures = f"; still to be measured: {len(unmeasured)}" if unmeasured else ""
     console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}{measures}.")
 

@@ -15,6 +15,7 @@ import yaml
 from ..config import keys_of
 from ..measure.__main__ import COMMON, parsed
 from ..schema import HERE, UserError, suggest
+from .metrics import metric_of
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
 KINDS = ("table", "figure", "recipe")
@@ -126,7 +127,7 @@ def load(folder: Path, name: str) -> Table:
     """The table of ``<folder>/<name>.yaml``; UserError that names the file where it does not fit."""
     path = folder / f"{name}.yaml"
     try:
-        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # numbers stay as printed: 96.40
+        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}  # numbers stay as printed: 96.40
         return _table(name, content)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
@@ -139,6 +140,10 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     _known(content, HEADER | NODE)
     if content["kind"] not in KINDS:
         raise UserError(f"kind is one of {', '.join(KINDS)}, not {content['kind']!r}.")
+    if content["kind"] == "figure" and not content.get("plot"):
+        raise UserError("a figure has plot:, the name of how it is drawn.")
+    if not content["seeds"].isdecimal() or int(content["seeds"]) < 1:
+        raise UserError(f"seeds is the paper's number of runs, not {content['seeds']!r}.")
     columns = {label: _node(node) for label, node in content["columns"].items()}
     blocks = content.get("blocks") or {"": {"rows": content["rows"]}}
     cells: list[Cell] = []
@@ -148,6 +153,9 @@ def _table(name: str, content: dict[str, Any]) -> Table:
             _known(node, NODE | {"paper", "quoted", "cells"})
             label = f"{block} / {row}" if block else row
             cells += _cells(label, node, [content, inside, node], columns)
+    if content["kind"] != "recipe":
+        for cell in cells:
+            metric_of(cell.metric)
     references = {label: tuple(words.split()) for label, words in content.get("references", {}).items()}
     ratio_to = content.get("ratio_to", "")
     if ratio_to and ratio_to not in references:
@@ -168,7 +176,10 @@ def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns
         nodes = [*above, node, exceptions.get(column, {})]
         quoted = row.get("quoted", "")
         values = {key: value for inner in nodes for key, value in inner.get("with", {}).items()}
-        runs = [inner.get("run", "").format_map(values).split() for inner in nodes]
+        try:
+            runs = [inner.get("run", "").format_map(values).split() for inner in nodes]
+        except KeyError as error:
+            raise UserError(f"row {label!r}: there is no value for {{{error.args[0]}}}, which with: would give.") from error
         words = distinct(sorted(chain(*runs), key=lambda word: not word.startswith("experiment=")))
         shared = {next(keys_of([word])) for word in chain(*runs[:2])} - {"optimizer"} | BENCHMARK  # of the table and the block
         base = tuple(word for word in words if next(keys_of([word])) in shared)

@@ -17,7 +17,7 @@ from ..schema import UserError, suggest
 from ..train.store import Row, Run
 from .fill import Filled, Runs
 from .render import caption
-from .report import thinned
+from .report import shortened, thinned
 from .sheet import Sheet
 from .values import Shown
 
@@ -102,7 +102,7 @@ def layer_norms(sheet: Sheet) -> Figure | None:
 
 def _norms(runs: Runs, names: list[str]) -> list[list[float]]:
     """Mean over the runs: a row for each layer, a column for each epoch."""
-    tables = [{(row["layer"], row["epoch"]): row["grad_norm"] for row in run.layers()} for run in runs.values()]
+    tables = [{(row["layer"], row["epoch"]): float(shortened(row["grad_norm"])) for row in run.layers()} for run in runs.values()]
     return [[statistics.fmean(one[name, epoch + 1] for one in tables) for epoch in range(_epochs(runs))] for name in names]
 
 

@@ -44,10 +44,15 @@ class Request:
         return (*(f"{key}={value}" for key, value in named if value), *seeds, *self.changes)
 
     @property
+    def declared(self) -> Words:
+        """Where the tables are declared, as an override again; nothing for the project's own."""
+        return (f"experiments={self.experiments}",) if self.experiments else ()
+
+    @property
     def paths(self) -> Words:
         """As overrides again, where they are not the usual ones."""
-        given = (("runs_dir", self.runs_dir, "runs"), ("results_dir", self.results_dir, "results"), ("experiments", self.experiments, ""))
-        return tuple(f"{key}={value}" for key, value, usual in given if value != usual)
+        given = (("runs_dir", self.runs_dir, "runs"), ("results_dir", self.results_dir, "results"))
+        return (*(f"{key}={value}" for key, value, usual in given if value != usual), *self.declared)
 
 
 @dataclass(frozen=True)

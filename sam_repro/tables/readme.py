@@ -59,7 +59,8 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
         if lines := [line for line in read_csv(path) if line.n] if path.exists() else []:
             parts.append(_table(table, lines, results, os.path.relpath(results, base)))
     head = f"{len(parts)} of {len(tables)} tables and figures have runs; the rest of `results/` holds the papers' values alone."
-    return f"{head} Bold: ours, mean ± sample standard deviation (seeds).\n\n" + "\n".join(parts)
+    head += " Bold: ours, mean ± sample standard deviation (seeds). Absolute speeds are of different times, ratios compare."
+    return f"{head}\n\n" + "\n".join(parts)
 
 
 def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:

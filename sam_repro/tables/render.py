@@ -54,7 +54,7 @@ def as_markdown(sheet: Sheet, pictures: bool) -> str:
 
 def command(sheet: Sheet, verb: str) -> str:
     """The command line that runs or reports the table as it was asked for."""
-    return " ".join(["python -m sam_repro.tables", verb, sheet.table.name, *sheet.request.words])
+    return " ".join(["python -m sam_repro.tables", verb, sheet.table.name, *sheet.request.words, *sheet.request.declared])
 
 
 def caption(sheet: Sheet) -> str:

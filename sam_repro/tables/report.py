@@ -98,8 +98,13 @@ def _short(run: Run) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, LAYER_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**row, "grad_norm": f"{row['grad_norm']:.5g}"} for row in run.layers())
+    writer.writerows({**row, "grad_norm": shortened(row["grad_norm"])} for row in run.layers())
     return text.getvalue()
+
+
+def shortened(norm: float) -> str:
+    """A layer's norm as it is kept; drawn from the store or from the archive, a figure is the same."""
+    return f"{norm:.5g}"
 
 
 def thinned(path: Path) -> list[dict[str, str]]:

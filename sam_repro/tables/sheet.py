@@ -103,4 +103,4 @@ def _filled_by(table: Table, group: Words, setting: Setting, seeds: list[int], r
     named = [f"{key}={value}" for key, value in setting.__dict__.items() if value not in ("paper", "fp32")]
     part = [word for word in group if word.startswith("experiment=") and len(table.experiments) > 1]
     fewer = [f"seeds={','.join(map(str, seeds))}"] if seeds != list(range(table.seeds)) else []
-    return " ".join(["python -m sam_repro.tables run", table.name, *part, *named, *fewer, *request.changes])
+    return " ".join(["python -m sam_repro.tables run", table.name, *part, *named, *fewer, *request.changes, *request.declared])

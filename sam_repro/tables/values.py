@@ -68,7 +68,8 @@ def shown(table: Table, filled: Filled, request: Request) -> Shown:
     cell, metric = filled.cell, metric_of(filled.cell.metric)
     values = measured(filled.runs, cell.metric)
     line = _line(filled, cell.metric, cell.paper, values, request)
-    best = statistics.fmean(filled.runs[seed].summary["score_best"] for seed in values) if metric.best and values else None
+    bests = [filled.runs[seed].summary["score_best"] for seed in values] if metric.best else []
+    best = round(statistics.fmean(bests), DIGITS) if bests else None
     derived = None
     if cell.metric == "sampling_number":
         rates = {seed: 100 * value / filled.runs[seed].summary["steps"] for seed, value in values.items()}
@@ -137,7 +138,7 @@ def _line(filled: Filled, metric: str, paper: Printed, values: Mapping[int, floa
         mean=round(statistics.fmean(values.values()), DIGITS) if values else None,
         std=round(statistics.stdev(values.values()), DIGITS) if len(values) > 1 else None,
         n=len(values),
-        scale=filled.setting.scale if values and filled.setting else "",
+        scale=" ".join([filled.setting.scale, *request.changes]) if values and filled.setting else "",  # epochs=3: not the paper's
         device=filled.setting.where if values and filled.setting else "",
         run_ids=tuple(run.id for run in runs),
     )  # fmt: skip

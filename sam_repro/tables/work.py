@@ -127,6 +127,7 @@ class Work:
         self.total, self.jobs = len(todo), len(environments)
         self.running: dict[subprocess.Popen[bytes], tuple[Task, dict[str, str], float]] = {}
         self.failed: list[Task] = []
+        self.besides: list[float] = []  # seconds that finished runs took for other things than training
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.fields[left]}"),
             console=console, disable=not console.is_terminal, transient=True,
@@ -173,8 +174,10 @@ class Work:
         for process in [process for process in self.running if process.poll() is not None]:
             task, environment, started = self.running.pop(process)
             self.free.append(environment)
-            took = clock(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            took = clock(seconds)
             if task.run.state == "done":
+                self.besides.append(max(0.0, seconds - sum(row["seconds"] for row in task.run.metrics())))
                 said = f"done in {took}: {task.run.summary['metric']} {task.run.summary['score_last']:.2f}"
             else:
                 self.failed.append(task)
@@ -189,6 +192,7 @@ class Work:
     def _left(self) -> str:
         todo = [*self.waiting, *(task for task, *_ in self.running.values())]
         seconds, unknown = time_left(todo, self.known)
+        seconds += len(todo) * (statistics.fmean(self.besides) if self.besides else 0.0)
         return f"  left about {clock(seconds / self.jobs)}" if todo and not unknown else ""
 
     def _stop(self) -> None:
@@ -203,11 +207,11 @@ class Work:
                 process.kill()
 
 
-def default_jobs(text: str) -> int:
+def number_of_jobs(text: str) -> int:
     """The value of ``jobs=``; 0 where none was given: as many as there are GPUs."""
-    if not text.isdecimal() or int(text) > 1024:
+    if text and not (text.isdecimal() and 0 < int(text) <= 1024):
         raise UserError(f"jobs={text} is the number of processes at a time, as in jobs=2.")
-    return int(text)
+    return int(text or 0)
 
 
 def _log(task: Task) -> Path:
