@@ -340,14 +340,15 @@ def test_a_mean_step_is_that_of_the_whole_runs_sampling_rate(rate, mean, ascents
 
     def contestant(label, pattern):
         steps = iter([True, True, *pattern])  # two to warm up
-        took = lambda ascended: (2.0 if ascended else 1.0, SimpleNamespace(ascended=ascended, layers=["a"] * ascended))  # noqa: E731
+        report = lambda ascended: SimpleNamespace(ascended=ascended, layers=["a"] * ascended, forward_units=1.0 + ascended)  # noqa: E731
+        took = lambda ascended: (2.0 if ascended else 1.0, report(ascended))  # noqa: E731
         return SimpleNamespace(label=label, gradient=None, step=lambda: took(next(steps)))
 
     costs = SimpleNamespace(sgd=3.0, step=lambda _, report: 6.0 if report.ascended else 3.0)
     plain, own = contestant("sgd", [False] * 8), contestant("vsam", [True, True, True, False] * 2)
     sgd, vsam = compare([plain, own], costs, [{}] * 10, sampling_rate=rate)
-    assert sgd == ("sgd", 1.0, 1.0, 1000.0, 0.0)
-    assert vsam == ("vsam", mean, mean, 1000 * mean, ascents)
+    assert sgd == ("sgd", 1.0, 1.0, 1000.0, 0.0, 1.0)
+    assert vsam == ("vsam", mean, mean, 1000 * mean, ascents, 1 + ascents)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ class Compared(NamedTuple):
     measured: float  # by the clock: for each kind of step the median ratio to the SGD step beside it, weighted by how often
     milliseconds: float  # the mean of what the steps took
     ascents: float  # share of the steps; of a run those of all its training, as the means above
+    forward_units: float  # passes forward of these steps: of a part of the model only, where the method perturbs the last layers
 
 
 def compare(
@@ -71,6 +72,7 @@ def _compared(
         sum(statistics.median(ratio for ratio, _ in kind) * sum(weight for _, weight in kind) for kind in kinds.values()),
         sum(weight * seconds for weight, (seconds, _) in zip(weights, steps, strict=True)) * 1000,
         rate,
+        sum(weight * report.forward_units for weight, report in zip(weights, reports, strict=True)),
     )
 
 
