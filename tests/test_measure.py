@@ -27,7 +27,7 @@ from sam_repro.measure.sharpness import curvature, eigenvalues, sam_sharpness, t
 from sam_repro.models import create
 from sam_repro.optim import create as method
 from sam_repro.schema import UserError
-from sam_repro.train.steps import COLUMNS, read_steps
+from sam_repro.train.steps import COLUMNS
 from sam_repro.train.store import Run
 
 
@@ -379,7 +379,7 @@ def say(finished, command, *words):
 
 
 def test_every_nth_step_is_written_down(finished, tmp_path):
-    rows = read_steps(finished.path / "steps.csv")
+    rows = finished.steps()
     names = list(finished.summary["perturbations"])
     assert list(rows[0]) == [c for c in COLUMNS if c != "sampling_rate"] + [f"grad_norm.{name}" for name in names]
     assert [(row["step"], row["epoch"]) for row in rows] == [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
@@ -408,7 +408,7 @@ def test_a_stopped_run_keeps_the_steps_of_its_finished_epochs(finished, tmp_path
         train(tmp_path, "optimizer=vsam", "N=4", "M=2", "norms_every=2")
     monkeypatch.undo()
     run = train(tmp_path, "optimizer=vsam", "N=4", "M=2", "norms_every=2")
-    rows = read_steps(run.path / "steps.csv")
+    rows = run.steps()
     assert [row["step"] for row in rows] == [0, 2, 4]
     assert all(0 < row["sampling_rate"] <= 1 for row in rows)
 

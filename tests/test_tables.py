@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from sam_repro.tables.render import as_csv, as_markdown, caption
 from sam_repro.tables.report import report
 from sam_repro.tables.sheet import sheet
 from sam_repro.tables.values import COLUMNS
-from sam_repro.tables.work import tasks
+from sam_repro.tables.work import Work, tasks
 from sam_repro.train.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +154,10 @@ def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
         ("measure: [cost run=abc]\nrows: {a: {run: optimizer=sgd}}", "run= is what 'tables run' sets itself"),
         ("measure: [landscape]\nrows: {a: {run: optimizer=sgd}}", "landscape needs a layer"),
         ("ratio_to: SGD\nrows: {a: {run: optimizer=sgd}}", "'SGD' is not among the references"),
+        ("rows: {a: {paper: [98.1+-0.2]}}", "row 'a': '98.1+-0.2' is not as 91.96 ± 0.3"),
+        ("rows: {a: {paper: [98.1.2 ± 0.2]}}", "row 'a': '98.1.2 ± 0.2' is not as 91.96 ± 0.3"),
+        ("rows: {a: optimizer=sgd}", "'optimizer=sgd' is no mapping"),
+        ("rows: {a: {run: optimizer=sgd}}\nfootnotes: hello", "footnotes is a list of sentences."),
         ("rows: [", "is not YAML"),
     ]:
         folder = tmp_path / str(abs(hash(content)))
@@ -197,7 +202,7 @@ def declare(folder, content, name="own/t"):
 ROW = {"train_loss": 0.5, "train_score": 50.0, "lr": 0.1, "images_per_second": 9.0, "sampling_number": 0, "steps": 25, "split": "test"}
 
 
-def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, seed=0, device="cpu"):
+def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, passes=1.2, seed=0, device="cpu"):
     """A finished run as the trainer leaves it, with the numbers a test wants."""
     config = compose(["dataset=digits", "epochs=1", *overrides]) | {"seed": seed, "device": device}
     run = Run(runs_dir, identity(config))
@@ -210,10 +215,16 @@ def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, seed=0, device
             "run_id": run.id, "dataset": config["dataset"]["name"], "model": model, "optimizer": method, "seed": seed, "epochs": 2,
             "steps": 50, "metric": "accuracy", "score_last": score, "score_best": score + 1,
             "best_epoch": 2, "split": "test", "train_loss": 0.5, "images_per_second": speed,
-            "sampling_number": ascents, "forward_units": 60.0, "backward_units": 60.0, "perturbations": layers, "grad_norm": 0.5,
-            "seconds": 4.0, "hardware": "a machine", "device": device, "scale": config["scale"], "versions": {},
+            "sampling_number": ascents, "forward_units": 50 * passes, "backward_units": 50 * passes, "perturbations": layers,
+            "grad_norm": 0.5, "seconds": 4.0, "hardware": "a machine", "device": device, "scale": config["scale"], "versions": {},
         })  # fmt: skip
     return run
+
+
+def time_steps(run, measured, passes, steps=24):
+    """What ``measure cost`` leaves of a SAM run: its step in SGD's, the forward passes that the timed ones made."""
+    rows = [{"method": "sgd", "measured": 1.0, "forward_units": 1.0}, {"method": "sam", "measured": measured, "forward_units": passes}]
+    (run.path / "cost.json").write_text(json.dumps({"methods": rows, "steps": steps, "date": "2026-01-02T03:04:05", "commit": "abc"}))
 
 
 def sheet_of(tmp_path, table, **request):
@@ -235,19 +246,20 @@ def test_a_ratio_of_speeds_is_that_of_steps_timed_in_turns_where_there_is_one(tm
     put(tmp_path / "runs", "optimizer=sgd", speed=100)
     sam = put(tmp_path / "runs", "optimizer=sam", speed=20)
     assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == "20"
-    rows = [{"method": "sgd", "measured": 1.0, "ascents": 0.0}, {"method": "sam", "measured": 2.0, "ascents": 0.0}]
-    (sam.path / "cost.json").write_text(json.dumps({"methods": rows}))
-    lines = lines_of(sheet_of(tmp_path, methods))
+    time_steps(sam, 2.0, 1.2)
+    sheet = sheet_of(tmp_path, methods)
+    assert "; steps timed in turns 2026-01-02, commit abc; filled by" in sheet.notes[0]
+    lines = lines_of(sheet)
     assert lines["SAM", "Speed", "images_per_second_ratio"]["mean"] == "50"
     assert lines["SAM", "Speed", "images_per_second"]["mean"] == "20"
 
 
-def test_the_cost_of_steps_of_one_kind_does_not_stand_for_a_run_of_two(tmp_path, methods):
+def test_timed_steps_count_at_the_passes_of_all_training(tmp_path, methods):
+    """Steps without an ascent do not stand for a run that had some; others are scaled to as many, or to as many layers."""
     put(tmp_path / "runs", "optimizer=sgd", speed=100)
-    vsam = put(tmp_path / "runs", "optimizer=sam", speed=20, ascents=20)  # in 20 of 50 steps
-    for ascents, ratio in ((0.0, "20"), (0.4, "80")):
-        rows = [{"method": "sam", "measured": 1.25, "ascents": ascents}]
-        (vsam.path / "cost.json").write_text(json.dumps({"methods": rows}))
+    vsam = put(tmp_path / "runs", "optimizer=sam", speed=20, passes=1.4)
+    for timed, ratio in ((1.0, "20"), (1.4, "80"), (1.8, "88.888889")):  # 1 / 1.25, and 1 / (1 + 0.25 * 0.4 / 0.8)
+        time_steps(vsam, 1.25, timed + 4e-16)
         assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == ratio
     (vsam.path / "cost.json").write_text("{")
     with pytest.raises(UserError, match=r"cost\.json is damaged: remove it, and measure the run again"):
@@ -264,12 +276,24 @@ rows: {a: {run: optimizer=vsam}}"""
     assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
 
 
+def test_a_measurement_of_less_does_not_stand_for_the_one_declared(tmp_path):
+    columns = "columns: {l: {metric: lambda_max, measure: [sharpness]}, s: {metric: images_per_second, measure: [cost steps=5]}}"
+    table = load(declare(tmp_path / "experiments", f"{columns}\nrows: {{a: {{run: optimizer=sam}}}}"), "own/t")
+    run, shelf = put(tmp_path / "runs", "optimizer=sam"), Shelf(tmp_path / "runs", "none")
+    wanted = tasks([table], Request(device="cpu", seeds=(0,)), shelf)
+    for samples, steps, left in ((40, 3, ["sharpness", "cost"]), (50, 3, ["cost"]), (50, 5, [])):
+        (run.path / "sharpness.json").write_text(json.dumps({"lambda_max": 7.5, "samples": samples, "of": 50}))
+        time_steps(run, 2.0, 1.2, steps)
+        assert [one.words[0] for one in missing(wanted)] == left
+        assert lines_of(sheet_of(tmp_path, table))["a", "l", "lambda_max"]["mean"] == ("7.5" if samples == 50 else "")
+
+
 def test_a_page_to_look_at_comes_with_the_report(tmp_path, methods, monkeypatch, capsys):
     run = put(tmp_path / "runs", "optimizer=sgd", score=61.5)
     words = ["report", "own/t", "--html", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
     dispatch([*words, f"results_dir={tmp_path / 'results'}"])
     page = (tmp_path / "results" / "own" / "t.html").read_text()
-    assert "91.96 ± 0.30" in page
+    assert ">91.96 ± 0.3<" in page
     assert "61.50" in page
     assert run.id in page
     assert "t.html" in capsys.readouterr().out
@@ -310,7 +334,7 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
     page = (tmp_path / "results" / "own" / "t.md").read_text()
     for said in (
         "# own/t: T", "Table 0 of: C, 2024.", "`python -m sam_repro.tables report own/t`",
-        "scale small (epochs x 0.2, data x 0.1), cpu bf16, a machine", "2 runs, seeds 0, 1",
+        "scale small (epochs x 1, data x 0.1), cpu bf16, a machine", "2 runs, seeds 0, 1",
         "run own/t scale=small device=cpu precision=bf16 seeds=0,1`", "last training loss 0.5",
         "**61.50 ± 2.12** (2)<br>best 62.50<br>paper 91.96 ± 0.3<br>Δ −30.46", "100.0 ± 0.0 % of SGD", "paper 95.0 (quoted)",
     ):  # fmt: skip
@@ -365,7 +389,7 @@ def test_a_substitute_is_named_and_counts_at_its_scale_alone(tmp_path):
     sheet = sheet_of(tmp_path, table)
     assert (lines_of(sheet)["a", "c", "accuracy"]["model"], lines_of(sheet)["a", "c", "accuracy"]["mean"]) == ("wrn16_2", "50")
     assert "At scale small: two cores." in sheet.notes
-    assert "Ours: scale small, cpu (two cores); python" in caption(sheet)
+    assert "Ours: scale small (epochs x 1, data x 0.1), cpu (two cores); python" in caption(sheet)
     assert sheet_of(tmp_path, table, scale="paper").cells[0].line.model == "resnet20"
 
 
@@ -376,6 +400,53 @@ def test_what_is_not_the_papers_setting_is_said_beside_every_number(tmp_path, me
     page = as_markdown(sheet, pictures=False)
     assert "Rendered by `python -m sam_repro.tables report own/t epochs=3 experiments=mine`" in page
     assert "run own/t device=cpu seeds=0 epochs=3 experiments=mine`" in page
+
+
+def test_finished_runs_at_another_setting_are_pointed_to(tmp_path, methods, capsys):
+    for method in ("sgd", "sam"):
+        put(tmp_path / "runs", f"optimizer={method}", "scale=small", "precision=bf16")
+    words = ["show", "own/t", "device=cpu", "seeds=0", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
+    pointer = "Of the same cells 2 runs are finished with scale=small device=cpu precision=bf16.\n"
+    dispatch(words)
+    assert pointer in capsys.readouterr().out
+    dispatch([*words, "scale=small", "precision=bf16"])
+    assert pointer not in capsys.readouterr().out
+
+
+def test_a_ratio_of_fewer_seeds_says_so(tmp_path, methods):
+    for seed in range(2):
+        put(tmp_path / "runs", "optimizer=sgd", seed=seed)
+        sam = put(tmp_path / "runs", "optimizer=sam", seed=seed)
+    time_steps(sam, 2.0, 1.2)
+    page = as_markdown(sheet_of(tmp_path, methods), pictures=False)
+    assert "**100.0 ± 0.0** (2)<br>50.0 % of SGD (1)" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", ""), ("metrics.jsonl", "[1, 2]\n"), ("layers.csv", ""), ("layers.csv", "epoch,layer,grad_norm,perturbations\n"),
+        ("summary.json", "[1]"), ("summary.json", "{"), ("summary.json", '{"epochs": 2}'), ("status.json", "[1]"), ("config.yaml", ""),
+        ("cost.json", "[]"), ("landscape/stem.json", "x"), ("steps.csv", "junk\n1,2\n"), ("steps.csv", "a,b\n1,2\n"),
+    ],
+)  # fmt: skip
+def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods, capsys, name, content):
+    run = put(tmp_path / "runs", "optimizer=sgd", score=61)
+    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    kept = tmp_path / "results" / "runs" / run.id
+    whole = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).write_text(content)
+    sheet = report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    assert lines_of(sheet)["SGD", "Acc.", "accuracy"]["mean"] == "61"
+    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == whole
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert f"{run.id}/{name} is" in said
+    assert "Until then" in said
+    shutil.rmtree(kept)
+    with pytest.raises(UserError, match=rf"{run.id}/{name} is"):
+        report(methods, request, Shelf(request.runs_dir, request.results_dir))
 
 
 def test_the_archive_renders_the_same_without_the_store(tmp_path, methods):
@@ -447,7 +518,7 @@ def test_every_kind_of_figure_is_drawn_from_runs(tmp_path):
         assert picture.with_suffix(".svg").read_text() == drawn, f"{plot} is another from the archive"
         picture.unlink()
     kept = tmp_path / "results" / "runs" / run.id / "steps.csv"
-    assert kept.read_text() == "step,plain_norm,psf_norm\n0,2.0,0.1\n2,1.0,0.2\n"
+    assert kept.read_text() == "step,plain_norm,psf_norm\n0,2,0.1\n2,1,0.2\n"
 
 
 def test_a_recipe_reads_the_architecture_from_the_model(tmp_path):
@@ -573,6 +644,16 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
 
 
+def test_a_run_that_another_command_began_at_the_same_moment_is_no_failure(tmp_path, methods, monkeypatch, capsys):
+    request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path))
+    todo = tasks([methods], request, Shelf(tmp_path, "none"))[:1]
+    states = iter(["new", "running", "running"])
+    monkeypatch.setattr(Run, "state", property(lambda _: next(states)))
+    monkeypatch.setattr(type(todo[0]), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
+    assert Work(todo, todo, request, [{}]).go() == []
+    assert f"[1/1] {todo[0].run.id} is at work elsewhere" in capsys.readouterr().out
+
+
 def test_an_interrupted_run_stops_its_processes_which_can_resume(tmp_path):
     folder = declare(tmp_path / "experiments", "run: dataset=digits epochs=5000\nrows: {a: {run: optimizer=sgd}}")
     words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
@@ -612,7 +693,9 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
         (["list", "experiments=/no/such"], "There is no folder /no/such"),
         (["run", "kdd24", "experiment=kdd24/cifar01"], "No cell here runs experiment=kdd24/cifar01. Did you mean 'kdd24/cifar10'?"),
         (["report", "kdd24/table1", "experiment=kdd24/cifar10"], "experiment= says which runs of a table 'show' and 'run' take"),
-        (["draw"], "usage: python -m sam_repro.tables list"),
+        (["report", "kdd24/table1", "runs_dir=/no/such"], "There is no folder /no/such: runs_dir= names the store"),
+        (["lst"], "There is no command 'lst'. Did you mean 'list'?"),
+        (["show"], "usage: python -m sam_repro.tables list"),
     ]:
         with pytest.raises(UserError) as error:
             dispatch([*words, f"results_dir={tmp_path}"])
@@ -624,6 +707,7 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
     answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.splitlines()[-1] == "False"
     assert "0 of 48 runs are done, 48 are missing; how long they take is known once one like them has trained." in answer.stdout
+    assert "dry_run=true\n" in answer.stdout
 
 
 def test_the_hydra_sweep_and_the_table_mean_the_same_runs():

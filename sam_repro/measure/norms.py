@@ -7,7 +7,6 @@ from typing import Any
 
 from ..chain import layers
 from ..optim.structure import norm_of
-from ..train.steps import read_steps
 from ..train.store import Run
 from .objective import Objective
 
@@ -32,8 +31,8 @@ def draw_norms(run: Run, folder: Path) -> list[Path]:
         "layers": curves(by_layer, "Gradient norm by layer", "epoch", "mean norm of the steps"),
         "model": curves(by_epoch, "Gradient norm of the whole model", "epoch", "mean norm of the steps"),
     }
-    if (run.path / "steps.csv").exists():
-        steps = [row for row in read_steps(run.path / "steps.csv") if "psf_norm" in row]
+    if recorded := run.steps():
+        steps = [row for row in recorded if "psf_norm" in row]
         if steps:
             both: Series = {"‖∇L SGD‖": _column(steps, "step", "plain_norm"), "‖∇L PSF‖": _column(steps, "step", "psf_norm")}
             made["psf"] = curves(both, "Gradient and PSF", "step", "norm")

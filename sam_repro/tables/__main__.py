@@ -12,11 +12,12 @@ from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
 from ..train.store import write
 from .declare import EXPERIMENTS, Table, Words, names, select
+from .fill import at_other_settings
 from .launcher import PREFIXES, launch
-from .lookup import Request, Shelf
+from .lookup import Request, Setting, Shelf
 from .measurements import measure, missing
 from .report import report
-from .work import Task, Work, number_of_jobs, places, tasks, time_left
+from .work import Task, Work, device_type, number_of_jobs, places, tasks, time_left
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
@@ -28,6 +29,7 @@ USAGE = """python -m sam_repro.tables list
   [scale=small] [seeds=0,1] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [experiments=FOLDER] [any override]"""
 
 
+VERBS = ("list", "show", "run", "report", "readme")
 FLAGS = ("--all", "--html")
 
 
@@ -57,6 +59,8 @@ def dispatch(arguments: list[str]) -> None:
         raise UserError("jobs= says how many processes 'run' starts at a time: it goes with 'run'.")
     if launcher and (jobs or words[:1] != ["run"]):
         raise UserError(f"{launcher[0]!r} says how 'run' starts what is missing: it goes with 'run', and not with jobs=.")
+    if words[:1] == ["report"] and request.runs_dir != Request.runs_dir and not Path(request.runs_dir).is_dir():
+        raise UserError(f"There is no folder {request.runs_dir}: runs_dir= names the store that the finished runs are in.")
     for flag in flags:
         if flag not in FLAGS:
             raise UserError(f"There is no {flag!r}.{suggest(flag, FLAGS)}")
@@ -78,6 +82,8 @@ def dispatch(arguments: list[str]) -> None:
             results = Path(request.results_dir)
             update(Path([*paths, "README.md"][0]), results, folder)
             write(results / "README.md", index(results, folder))
+        case [verb, *_] if verb not in VERBS:
+            raise UserError(f"There is no command {verb!r}.{suggest(verb, VERBS)}\nusage: {USAGE}")
         case _:
             raise UserError(f"usage: {USAGE}")
 
@@ -134,7 +140,11 @@ def show_list(folder: Path) -> None:
 
 def show(tables: list[Table], request: Request) -> None:
     """The runs of tables, and how long those that are missing take."""
-    everything = tasks(tables, request, Shelf(request.runs_dir, request.results_dir))
+    shelf = Shelf(request.runs_dir, request.results_dir)
+    everything = tasks(tables, request, shelf)
+    if not everything:
+        console.print("A recipe has no runs: 'report' checks what the presets set.")
+        return
     for task in everything:
         epochs = f"{task.done_epochs}/{task.config['epochs']}"
         console.print(f"{task.run.id}  {task.run.state:<8} {epochs:>8}  {task.label}: {' '.join(task.words)} seed={task.seed}")
@@ -149,16 +159,29 @@ def show(tables: list[Table], request: Request) -> None:
     guess = f" ({unknown} more of which nothing like them has been timed)" if left and 0 < unknown < len(todo) else ""
     measures = f"; still to be measured: {len(unmeasured)}" if unmeasured else ""
     console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}{measures}.")
+    if todo and unknown == len(todo):
+        console.print(f"A few steps of the first are timed by: {' '.join(['python', *todo[0].command(request)[1:], 'dry_run=true'])}")
+    _point_to_others(tables, request, everything, shelf)
+
+
+def _point_to_others(tables: list[Table], request: Request, everything: list[Task], shelf: Shelf) -> None:
+    """Name the finished runs of the same cells at other settings, which the words on the command line pass over."""
+    for precision in {task.config["precision"] for task in everything if task.run.state != "done"}:
+        asked = Setting(request.scale or "paper", device_type(request.device), precision)
+        for setting, count in at_other_settings(tables, request, asked, shelf).items():
+            console.print(f"Of the same cells {count} runs are finished with {' '.join(setting.words)}.")
 
 
 def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:
     """Run and measure what is missing; UserError (exit status 1) where something did not finish."""
-    everything = tasks(tables, request, Shelf(request.runs_dir, request.results_dir))
+    shelf = Shelf(request.runs_dir, request.results_dir)
+    everything = tasks(tables, request, shelf)
     todo = [task for task in everything if task.run.state not in ("done", "running")]
     elsewhere = sum(task.run.state == "running" for task in everything)
     console.print(
         f"{len(everything) - len(todo) - elsewhere} of {len(everything)} runs are done, {elsewhere} at work elsewhere, {len(todo)} to do."
     )
+    _point_to_others(tables, request, todo, shelf)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request, jobs)).go()

@@ -22,7 +22,8 @@ KINDS = ("table", "figure", "recipe")
 HEADER = {"title", "citation", "source", "kind", "plot", "seeds", "references", "ratio_to", "columns", "rows", "blocks", "footnotes"}
 BENCHMARK = {"experiment", "dataset", "model"}
 NODE = {"run", "with", "metric", "measure", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
-PRINTED = re.compile(r"(?P<value>-?\d[\d.]*)(?: ± (?P<std>[\d.]+))?(?: \((?P<ratio>\d+)%\))?")
+NUMBER = r"\d+(?:\.\d+)?"
+PRINTED = re.compile(rf"(?P<value>-?{NUMBER})(?: ± (?P<std>{NUMBER}))?(?: \((?P<ratio>\d+)%\))?")
 
 Words = tuple[str, ...]  # overrides, each key once
 
@@ -98,6 +99,11 @@ class Table:
         words = (word for cell in self.cells for word in cell.words if self.kind != "recipe")
         return list(dict.fromkeys(word.partition("=")[2] for word in words if word.startswith("experiment=")))
 
+    def of(self, experiment: str) -> list[Cell]:
+        """The cells that take a run: of this experiment, or all where it is empty. A recipe has none."""
+        cells = [cell for cell in self.cells if cell.words and self.kind != "recipe"]
+        return [cell for cell in cells if f"experiment={experiment}" in cell.words] if experiment else cells
+
     def reference(self, cell: Cell, label: str) -> Cell:
         """A method to compare with, in the place of ``cell``: the table's own cell, where it has one."""
         words = (*cell.base, *self.references[label])
@@ -156,13 +162,18 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     if content["kind"] != "recipe":
         for cell in cells:
             metric_of(cell.metric)
+            if not PRINTED.fullmatch(cell.paper.value or "0"):
+                raise UserError(f"row {cell.row!r}: {cell.paper.value!r} is not as 91.96 ± 0.3, as 2780 (156%), or ~ for nothing.")
+    footnotes = content.get("footnotes", [])
+    if not isinstance(footnotes, list) or not all(isinstance(note, str) for note in footnotes):
+        raise UserError("footnotes is a list of sentences.")
     references = {label: tuple(words.split()) for label, words in content.get("references", {}).items()}
     ratio_to = content.get("ratio_to", "")
     if ratio_to and ratio_to not in references:
         raise UserError(f"ratio_to: {ratio_to!r} is not among the references.{suggest(ratio_to, references)}")
     return Table(
         name, content["title"], content["citation"], content["source"], content["kind"], content.get("plot", ""),
-        int(content["seeds"]), tuple(cells), references, ratio_to, tuple(content.get("footnotes", [])),
+        int(content["seeds"]), tuple(cells), references, ratio_to, tuple(footnotes),
     )  # fmt: skip
 
 
@@ -222,7 +233,9 @@ def _node(node: Any) -> dict[str, Any]:
     return dict(node)
 
 
-def _known(node: Mapping[str, Any], known: Iterable[str]) -> None:
+def _known(node: Any, known: Iterable[str]) -> None:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{node!r} is no mapping, as in {{{', '.join(f'{key}: ...' for key in sorted(known))}}}.")
     for key in node.keys() - set(known):
         raise UserError(f"there is no key {key!r}.{suggest(key, known)}")
 

@@ -40,7 +40,6 @@ STYLE: dict[Any, Any] = {
     "grid.color": "0.9",
     "axes.axisbelow": True,
     "lines.markersize": 5,
-    "svg.hashsalt": "sam-repro",
 }
 SURFACES = 6  # in one picture
 
@@ -64,7 +63,7 @@ def curves(sheet: Sheet, key: str, label: str) -> Figure | None:
         for style, one in zip(LINES, _of(sheet, column), strict=False):
             if one.runs:
                 _line(axes, [run.metrics() for run in one.runs.values()], key, {**style, "label": f"{one.cell.row} (n={len(one.runs)})"})
-        axes.set(title=column, xlabel="epoch", ylabel=label)
+        axes.set(title=_title(sheet, column), xlabel="epoch", ylabel=label)
         axes.legend(fontsize=9)
     return figure
 
@@ -92,11 +91,11 @@ def layer_norms(sheet: Sheet) -> Figure | None:
         image = axes.imshow(norms, aspect="auto", cmap="Greys", norm=LogNorm(low, high), interpolation="nearest", extent=extent)
         step = max(1, len(names) // 24)
         axes.set_yticks([index + 0.5 for index in range(0, len(names), step)], names[::step], fontsize=8)
-        axes.set(title=f"{column}, {_of(sheet, column)[0].cell.row}, n={len(runs)}", xlabel="epoch")
+        axes.set(title=f"{_title(sheet, column)}, {_of(sheet, column)[0].cell.row}, n={len(runs)}", xlabel="epoch")
         axes.grid(visible=False)
-        bar = axes.figure.colorbar(image, ax=axes, label="gradient norm of the layer (epoch mean)")
-        bar.ax.yaxis.set_major_formatter("{x:.2g}")
-        bar.ax.yaxis.set_minor_formatter("{x:.2g}")
+        bar = axes.figure.colorbar(image, ax=axes, extend="both", label="gradient norm of the layer (epoch mean)")
+        bar.set_ticks(ticks := np.geomspace(low, high, 6), labels=[f"{tick:.2g}" for tick in ticks])
+        bar.minorticks_off()
     return figure
 
 
@@ -123,7 +122,7 @@ def perturbations(sheet: Sheet) -> Figure | None:
             places = [place + (index - (len(there) - 1) / 2) * width for place in range(len(names))]
             axes.bar(places, counts, width, label=f"{one.cell.row} (n={len(one.runs)})", linewidth=0.6, **style)
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axes.set(title=column, ylabel="perturbations")
+        axes.set(title=_title(sheet, column), ylabel="perturbations")
         axes.grid(visible=False, axis="x")
         axes.legend(fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -181,15 +180,15 @@ def _place(score: Shown, fast: Shown, ours: bool) -> tuple[float, float] | None:
 
 def psf(sheet: Sheet) -> Figure | None:
     """The norms of SGD's gradient and of the PSF at the steps that a run recorded (``norms_every``) in ``steps.csv``."""
-    recorded = {one.cell.column: path for one in sheet.filled for run in one.runs.values() if (path := run.path / "steps.csv").exists()}
+    recorded = {one.cell.column: run for one in sheet.filled for run in one.runs.values() if run.steps()}
     figure, panels = _panels(list(recorded))
     for axes, column in panels:
         rows = thinned(recorded[column])
         for style, (key, label) in zip(LINES, (("plain_norm", "SGD's gradient"), ("psf_norm", "PSF")), strict=False):
             axes.plot(
-                [int(row["step"]) for row in rows], [float(row[key]) for row in rows], label=label, linewidth=0.8, **{**style, "marker": ""}
+                [row["step"] for row in rows], [row[key] for row in rows], label=label, linewidth=0.8, **{**style, "marker": ""}
             )  # fmt: skip
-        axes.set(title=column, xlabel="iteration", ylabel="L2-norm")
+        axes.set(title=_title(sheet, column), xlabel="iteration", ylabel="L2-norm")
         axes.legend(fontsize=9)
     return figure
 
@@ -220,6 +219,15 @@ def _with_runs(sheet: Sheet) -> list[str]:
     return [column for column in sheet.table.columns if any(one.runs for one in _of(sheet, column))]
 
 
+def _title(sheet: Sheet, column: str) -> str:
+    """The column, and the model that stands in for the paper's where one does."""
+    instead = {
+        run.summary["model"] for one in _of(sheet, column) for run in one.runs.values()
+        if one.setting and one.setting.scale in one.cell.substitutes
+    }  # fmt: skip
+    return f"{column} (here {' and '.join(sorted(instead))})" if instead else column
+
+
 def _of(sheet: Sheet, column: str) -> list[Filled]:
     return [one for one in sheet.filled if one.cell.column == column]
 
@@ -236,7 +244,7 @@ def _panels(titles: list[str], height: float = 4.0, stacked: bool = False) -> tu
 
 
 PLOTS: dict[str, Callable[[Sheet], Figure | None]] = {
-    "learning_curves": lambda sheet: curves(sheet, "score", "validation accuracy (%)"),
+    "learning_curves": lambda sheet: curves(sheet, "score", "accuracy (%)"),
     "grad_norm": lambda sheet: curves(sheet, "grad_norm", "gradient norm of the model (epoch mean)"),
     "layer_norms": layer_norms,
     "perturbations": perturbations,

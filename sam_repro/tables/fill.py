@@ -8,8 +8,8 @@ then the setting with the most runs.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ..train.store import Run
 from .declare import Cell, Table, Words
@@ -80,6 +80,17 @@ def _find(cell: Cell, seeds: tuple[int, ...], request: Request, shelf: Shelf) ->
                 if runs:
                     found[Setting(scale, device, precision)] = runs
     return found
+
+
+def at_other_settings(tables: Iterable[Table], request: Request, asked: Setting, shelf: Shelf) -> Counter[Setting]:
+    """How many finished runs of the tables' cells stand at which settings but the one ``asked`` for."""
+    counts: Counter[Setting] = Counter()
+    anywhere = replace(request, scale="", device="", precision="")
+    for table in tables:
+        for cell in {cell.words: cell for cell in table.of(request.experiment) if cell.words}.values():
+            found = _find(cell, request.seeds or tuple(range(table.seeds)), anywhere, shelf)
+            counts.update({setting: len(runs) for setting, runs in found.items() if setting != asked})
+    return counts
 
 
 def _best(counts: Counter[Setting]) -> Setting:

@@ -24,6 +24,7 @@ from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
 from .metrics import METRICS
 from .readme import read_csv
+from .render import printed
 from .values import Line
 
 USAGE = "python -m sam_repro.tables.html [ID ...] [runs_dir=runs] [out=report.html] [title=...] [table=results/kdd24/table1.csv]"
@@ -103,7 +104,7 @@ def _declared(line: Line, known: set[str]) -> list[str]:
     delta = mean - paper if paper is not None and mean is not None and comparable else None
     words = [word_cell(word) for word in (line.row, line.column, line.metric)]
     values = [  # a recipe has words: 87M, cosine
-        word_cell(line.paper) if paper is None else number_cell(paper, _number(line.paper_std)),
+        word_cell(line.paper) if paper is None else f'<td class="number" data-value="{paper}">{escape(printed(line))}</td>',
         word_cell(str(line.mean or "")) if mean is None else number_cell(mean, line.std),
         word_cell(str(line.n or "")),
     ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
 from ..config import OUTSIDE, Config, compose, identity, keys_of
-from ..schema import read
+from ..schema import UserError, read
+from ..tracking.console import console
 from ..train.store import Run
 from .declare import Cell, Words, distinct
 
@@ -68,6 +68,11 @@ class Setting:
         """Device and, where it is not the full one, precision: ``cpu bf16``."""
         return self.device if self.precision == "fp32" else f"{self.device} {self.precision}"
 
+    @property
+    def words(self) -> Words:
+        """As overrides; what is usual is left out."""
+        return tuple(f"{key}={value}" for key, value in self.__dict__.items() if value not in ("paper", "fp32"))
+
 
 class Shelf:
     """The store of runs, and behind it the archive of those that were reported."""
@@ -76,10 +81,19 @@ class Shelf:
         self.store, self.archive = Path(runs_dir), Path(results_dir) / "runs"
 
     def finished(self, run_id: str) -> Run | None:
-        """The finished run of this id, if there is one."""
+        """The finished run of this id, if there is one; UserError where it is damaged, and the archive has no whole one."""
+        damaged = None
         for place in (self.store, self.archive):
-            if (place / run_id / "summary.json").exists() and (run := Run(place, run_id)).state == "done":
-                return run
+            try:
+                if (place / run_id / "summary.json").exists() and (run := Run(place, run_id)).state == "done":
+                    run.check()
+                    if damaged:
+                        warn(f"{damaged} Until then {run.path} stands for it.")
+                    return run
+            except UserError as error:
+                damaged = damaged or error
+        if damaged:
+            raise damaged
         return None
 
     @cached_property
@@ -87,8 +101,10 @@ class Shelf:
         """Of all finished runs: others need not be looked for."""
         found = set()
         for path in (path for place in (self.store, self.archive) for path in place.glob("*/summary.json")):
-            with contextlib.suppress(ValueError, KeyError):  # a damaged run is no run
+            try:
                 found.add(json.loads(path.read_text())["scale"])
+            except (ValueError, KeyError, TypeError):  # damaged: it may be of any
+                found.update(SCALES)
         return found
 
 
@@ -112,6 +128,12 @@ def run_id(config: Config, seed: int, device: str, precision: str = "") -> str:
 def precisions() -> list[str]:
     """All there are, the full one first."""
     return list(read("config")["choices"]["precision"])
+
+
+@cache
+def warn(text: str) -> None:
+    """Say it, once."""
+    console.print(text)
 
 
 @cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..measure.__main__ import parsed
 from ..tracking.console import console
@@ -23,10 +25,25 @@ class Measurement:
     words: Words
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The command's, its defaults where the words are silent."""
+        return parsed(self.words[0], list(self.words[1:]))
+
+    @property
     def file(self) -> Path:
         """Where its result lies, or will."""
-        settings = parsed(self.words[0], list(self.words[1:]))
-        return self.task.run.measured(self.words[0], settings.get("layer", ""), settings.get("dimensions", 2))
+        return self.task.run.measured(self.words[0], self.settings.get("layer", ""), self.settings.get("dimensions", 2))
+
+    @property
+    def done(self) -> bool:
+        """Whether there is a result, of as many steps or samples as the table wants."""
+        if not self.file.exists():
+            return False
+        kept = json.loads(self.file.read_text())  # whole: a run is looked up only if what it left is
+        wanted = {key: value for key, value in self.settings.items() if key in ("steps", "samples")}
+        if "samples" in wanted:
+            wanted["samples"] = kept["of"] if wanted["samples"] == "all" else min(wanted["samples"], kept["of"])
+        return all(kept.get(key) == value for key, value in wanted.items())
 
     @property
     def needless(self) -> bool:
@@ -42,9 +59,9 @@ class Measurement:
 
 
 def missing(tasks: Iterable[Task]) -> list[Measurement]:
-    """What is to be measured on these runs, and is not; each file once."""
+    """What is to be measured on these runs, and is not, or of fewer steps or samples; each file once."""
     wanted = [Measurement(task, words) for task in tasks for words in task.measures]
-    return list({one.file: one for one in reversed(wanted) if not one.needless and not one.file.exists()}.values())[::-1]
+    return list({one.file: one for one in reversed(wanted) if not one.needless and not one.done}.values())[::-1]
 
 
 def measure(wanted: list[Measurement], request: Request) -> list[Measurement]:

@@ -31,10 +31,15 @@ METRICS = {
     "sampling_number": Metric(lambda _, s: s["sampling_number"], 0, "sampling_rate", relative=True),
     "grad_norm": Metric(lambda _, s: s["grad_norm"], 4),
     "perturbations": Metric(lambda _, s: sum(s["perturbations"].values()), 0),
-    "lambda_max": Metric(lambda run, _: run.measurement("sharpness").get("lambda_max"), 2),
+    "lambda_max": Metric(lambda run, _: _lambda_max(run.measurement("sharpness")), 2),
     # Equations 8 and 9 of KDD'24 in passes: SGD's step costs a forward pass and a backward pass, which is two forward passes.
     "predicted_speed": Metric(lambda _, s: 300 * s["steps"] / (s["forward_units"] + 2 * s["backward_units"]), 1),
 }
+
+
+def _lambda_max(found: dict[str, Any]) -> float | None:
+    """Of the whole training set: that of a part of it is another number."""
+    return found["lambda_max"] if found and found["samples"] == found["of"] else None
 
 
 def metric_of(name: str) -> Metric:

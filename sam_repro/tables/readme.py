@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..schema import UserError
+from ..schema import UserError, options, read
 from ..train.store import write
 from .declare import EXPERIMENTS, Table, names, select
-from .render import spread, unit
+from .render import printed, spread, unit
 from .values import COLUMNS, Line
 
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
@@ -53,18 +53,25 @@ def _filled(table: Table, results: Path) -> str:
 
 def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
     """Every table and figure that has runs, as rows and columns of ours and the paper's values; links are relative to ``base``."""
-    tables, parts = select(names(folder), folder), []
+    tables, parts, scales = select(names(folder), folder), [], set()
     for table in tables:
         path = results / f"{table.name}.csv"
         if lines := [line for line in read_csv(path) if line.n] if path.exists() else []:
             parts.append(_table(table, lines, results, os.path.relpath(results, base)))
-    head = f"{len(parts)} of {len(tables)} tables and figures have runs; the rest of `results/` holds the papers' values alone."
+            scales |= {_scale(line) for line in lines}
+    head = f"{len(parts)} of {len(tables)} tables and figures have runs; the others hold the papers' values, recipes what the presets set."
     head += " Bold: ours, mean ± sample standard deviation (seeds). Absolute speeds are of different times, ratios compare."
+    for scale in sorted({scale for scale in scales if scale in options("scale") and scale != "paper"}):
+        factors = read(f"scale/{scale}")
+        head += f" Scale {scale} is epochs x {factors['epochs']:g} and data x {factors['data']:g}, where nothing else is said:"
+        head += " such a number and the paper's do not compare."
     return f"{head}\n\n" + "\n".join(parts)
 
 
 def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:
-    shown = ", ".join(sorted({f"scale {line.scale} on {line.device}" for line in lines}))
+    filled = {(line.row, line.column): _scale(line) for line in lines}
+    notes = {cell.substitutes[scale].note for cell in table.cells if (scale := filled.get((cell.row, cell.column), "")) in cell.substitutes}
+    shown = "; ".join([*sorted({f"scale {line.scale} on {line.device}" for line in lines}), *sorted(notes)])
     head = f"**[{table.name}]({where}/{table.name}.md)** {table.title} ({shown})\n"
     if table.kind == "figure":
         drawn = (results / f"{table.name}.png").exists()
@@ -77,9 +84,14 @@ def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:
     return head + "\n".join(text) + "\n"
 
 
+def _scale(line: Line) -> str:
+    """Without the overrides that may stand behind it."""
+    return line.scale.partition(" ")[0]
+
+
 def _said(line: Line, table: Table) -> str:
     relative = unit(line, table)
-    paper = f"; paper {line.paper}{f' ± {line.paper_std}' if line.paper_std else ''}{relative}" if line.paper else ""
+    paper = f"; paper {printed(line)}{relative}" if line.paper else ""
     return f"**{spread(line)}{relative}** ({line.n}){paper}"
 
 

@@ -9,17 +9,27 @@ from collections.abc import Iterable
 from .declare import Table
 from .metrics import METRICS
 from .recipe import agrees
-from .sheet import Sheet
+from .sheet import Sheet, describe
 from .values import COLUMNS, Line, Shown, number
 
 LEGEND = {
     "table": (
-        "Bold: ours, the mean ± sample standard deviation (number of seeds) of the last epoch; then the mean of the best epochs, the "
-        "paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a shared one on its other "
-        "users: those of runs at different times do not compare. A ratio of speeds is that of steps timed in turns in one process where "
-        "it was measured so after training (`python -m sam_repro.measure cost run=ID`), else that of the runs; Δ is that of the ratios."
+        "Bold: ours, the mean ± sample standard deviation (number of seeds), of scores and losses those of the last epoch; then the mean "
+        "of the best epochs, the paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a "
+        "shared one on its other users: those of runs at different times do not compare. A ratio of speeds is that of steps timed in turns "
+        "in one process, where that was done after training (`python -m sam_repro.measure cost run=ID`; what a step takes beyond a plain "
+        "one is scaled to the passes of all training), else that of the runs; Δ is that of the ratios."
     ),
     "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
+}
+
+
+# Of what a figure draws, where its axes do not say it.
+SHADED = "Lines are means over seeds, shaded ± the sample standard deviation. "
+REMARKS = {
+    "learning_curves": SHADED,
+    "grad_norm": SHADED,
+    "layer_norms": "The shades end at the 1st and the 99th percentile of the norms. ",
 }
 
 
@@ -60,10 +70,14 @@ def command(sheet: Sheet, verb: str) -> str:
 def caption(sheet: Sheet) -> str:
     """What a figure shows, of which paper, at which scale and with which models instead of the paper's, and by which command."""
     table = sheet.table
-    settings = [(one.setting, one.cell.substitutes.get(one.setting.scale)) for one in sheet.filled if one.setting]
-    scales = sorted({f"scale {s.scale}, {s.where}{f' ({instead.note})' if instead else ''}" for s, instead in settings})
-    ours = "what the presets set" if table.kind == "recipe" else "; ".join(scales) or "no runs yet"
-    return f"{table.title}. {table.source} of {table.citation.rstrip('.')}. Ours: {ours}; {command(sheet, 'report')}"
+    settings: dict[str, None] = {}  # in the order of the cells
+    for one in sheet.filled:
+        if one.setting:
+            instead = one.cell.substitutes.get(one.setting.scale)
+            settings[f"{describe(one.setting, [one.cell], sheet.request)}{f' ({instead.note})' if instead else ''}"] = None
+    ours = "what the presets set" if table.kind == "recipe" else "; ".join(settings) or "no runs yet"
+    remark = REMARKS.get(table.plot, "") if settings else ""
+    return f"{table.title}. {remark}{table.source} of {table.citation.rstrip('.')}. Ours: {ours}; {command(sheet, 'report')}"
 
 
 def matrix(sheet: Sheet, rows: list[str] | None = None) -> str:
@@ -88,13 +102,17 @@ def told(sheet: Sheet, cell: Shown) -> list[str]:
     if cell.best is not None:
         found.append(f"best {cell.best:.{digits(line)}f}")
     if derived and derived.n:
-        found.append(f"{spread(derived)}{unit(derived, sheet.table)}")
+        fewer = f" ({derived.n})" if derived.n != line.n else ""
+        found.append(f"{spread(derived)}{unit(derived, sheet.table)}{fewer}")
     if line.paper:
         ratio = f", {derived.paper}{unit(derived, sheet.table)}" if derived and derived.paper else ""
-        found.append(
-            f"paper {line.paper}{f' ± {line.paper_std}' if line.paper_std else ''}{ratio}{' (quoted)' if cell.cell.quoted else ''}"
-        )
+        found.append(f"paper {printed(line)}{ratio}{' (quoted)' if cell.cell.quoted else ''}")
     return [*found, *difference(cell)]
+
+
+def printed(line: Line) -> str:
+    """The paper's value and deviation, with the digits that it prints."""
+    return f"{line.paper} ± {line.paper_std}" if line.paper_std else line.paper
 
 
 def ours(line: Line) -> str:

@@ -76,7 +76,7 @@ def archive(run: Run, place: Path) -> None:
         "metrics.jsonl": (run.path / "metrics.jsonl").read_text(),
         "layers.csv": _short(run),
         **{path.relative_to(run.path).as_posix(): path.read_text() for path in run.all_measured()},
-        **({"steps.csv": _steps(run.path / "steps.csv")} if (run.path / "steps.csv").exists() else {}),
+        **({"steps.csv": _steps(run)} if run.steps() else {}),
         "status.json": json.dumps(status, indent=2) + "\n",
         "summary.json": (run.path / "summary.json").read_text(),
     }
@@ -107,13 +107,12 @@ def shortened(norm: float) -> str:
     return f"{norm:.5g}"
 
 
-def thinned(path: Path) -> list[dict[str, str]]:
+def thinned(run: Run) -> list[dict[str, float]]:
     """The steps of a ``steps.csv`` that have both norms of vSAM's Figure 2, at most 2,000 of them."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["plain_norm"] and row["psf_norm"]]
+    rows = [row for row in run.steps() if {"plain_norm", "psf_norm"} <= row.keys()]
     return rows[:: -(-len(rows) // POINTS) or 1]
 
 
-def _steps(path: Path) -> str:
+def _steps(run: Run) -> str:
     columns = ("step", "plain_norm", "psf_norm")
-    return "".join(",".join(row) + "\n" for row in [columns, *([row[column] for column in columns] for row in thinned(path))])
+    return "".join(",".join(row) + "\n" for row in [columns, *([f"{row[column]:.7g}" for column in columns] for row in thinned(run))])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from ..schema import read
 from ..train.store import Run
 from .declare import Cell, Table, Words
 from .fill import Filled, Filling, fill
-from .lookup import Request, Setting, Shelf
+from .lookup import Request, Setting, Shelf, configuration
 from .recipe import recipe
 from .values import Comparison, Line, Shown, comparisons, shown
 
@@ -54,26 +55,30 @@ def _notes(table: Table, filling: Filling, request: Request) -> list[str]:
     notes = []
     for group, setting in filling.chosen.items():
         runs = list({run.id: run for one in filling.cells if _in(one.cell, group) for run in one.runs.values()}.values())
+        cells = [one.cell for one in filling.cells if _in(one.cell, group)]
         seeds = sorted({seed for one in filling.cells if _in(one.cell, group) for seed in one.runs})
         made = f"{len(runs)} run{'s' * (len(runs) != 1)}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
         notes.append(
-            f"`{' '.join(group)}`: {describe(setting)}, {_from(runs)}; {made}, last training loss {_losses(runs)}; "
-            f"filled by `{_filled_by(table, group, setting, seeds, request)}`."
+            f"`{' '.join(group)}`: {describe(setting, cells, request)}, {_from(runs)}; {made}, last training loss {_losses(runs)}; "
+            f"{_timed(table, runs)}filled by `{_filled_by(table, group, setting, seeds, request)}`."
         )
         notes += [f"At scale {setting.scale}: {note}." for note in _substitutions(table, group, setting)]
     if request.changes:
-        notes.append(f"All runs with `{' '.join(request.changes)}`, which is not the paper's setting.")
+        notes.append(f"Asked for with `{' '.join(request.changes)}` in place of what the cells declare.")
     for group, settings in filling.others.items():
         counted = ", ".join(f"{count} of scale {setting.scale} on {setting.where}" for setting, count in settings.items())
         notes.append(f"Also finished for `{' '.join(group)}`, not shown: {counted}.")
     return notes
 
 
-def describe(setting: Setting) -> str:
-    """``scale small (epochs x 0.2, data x 0.1), cpu bf16``."""
-    scale = read(f"scale/{setting.scale}")
-    factors = "" if setting.scale == "paper" else f" (epochs x {scale['epochs']:g}, data x {scale['data']:g})"
-    return f"scale {setting.scale}{factors}, {setting.where}"
+def describe(setting: Setting, cells: Iterable[Cell], request: Request) -> str:
+    """``scale small (epochs x 0.2, data x 0.1), cpu bf16``: the epochs as they are, which a substitute may set."""
+    if setting.scale == "paper":
+        return f"scale paper, {setting.where}"
+    declared = replace(request, overrides=())
+    shares = {configuration(c, setting.scale, request)["epochs"] / configuration(c, "paper", declared)["epochs"] for c in cells}
+    epochs = " to ".join(f"{share:.2g}" for share in sorted({min(shares), max(shares)}))
+    return f"scale {setting.scale} (epochs x {epochs}, data x {read(f'scale/{setting.scale}')['data']:g}), {setting.where}"
 
 
 def _from(runs: list[Run]) -> str:
@@ -82,6 +87,16 @@ def _from(runs: list[Run]) -> str:
     dates = sorted({str(run.status.get("ended", ""))[:10] for run in runs})
     commits = sorted({str(run.status.get("commit") or "unknown") for run in runs})
     return f"{' and '.join(hardware)}, {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}"
+
+
+def _timed(table: Table, runs: list[Run]) -> str:
+    """When and by which code steps were timed in turns, for the ratios of speeds."""
+    shown = any(cell.metric == "images_per_second" for cell in table.cells)
+    costs = [cost for run in runs if shown and (cost := run.measurement("cost"))]
+    if not costs:
+        return ""
+    dates, commits = sorted({cost["date"][:10] for cost in costs}), sorted({cost["commit"] or "unknown" for cost in costs})
+    return f"steps timed in turns {' and '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(commits)}; "
 
 
 def _losses(runs: list[Run]) -> str:
@@ -100,7 +115,6 @@ def _in(cell: Cell, group: Words) -> bool:
 
 
 def _filled_by(table: Table, group: Words, setting: Setting, seeds: list[int], request: Request) -> str:
-    named = [f"{key}={value}" for key, value in setting.__dict__.items() if value not in ("paper", "fp32")]
     part = [word for word in group if word.startswith("experiment=") and len(table.experiments) > 1]
     fewer = [f"seeds={','.join(map(str, seeds))}"] if seeds != list(range(table.seeds)) else []
-    return " ".join(["python -m sam_repro.tables run", table.name, *part, *named, *fewer, *request.changes, *request.declared])
+    return " ".join(["python -m sam_repro.tables run", table.name, *part, *setting.words, *fewer, *request.changes, *request.declared])

@@ -16,7 +16,6 @@ COLUMNS = (
     "row", "column", "metric", "dataset", "model", "optimizer", "paper", "paper_std", "mean", "std", "n", "scale", "device", "run_ids",
 )  # fmt: skip
 TESTED = 3  # pairs that a paired test needs
-SAME_RATE = 0.02  # of the steps
 DIGITS = 6  # of the CSV: what is rendered from it and what is rendered beside it round alike
 
 
@@ -94,13 +93,22 @@ def _ratio_in_turns(run: Run, reference: Run) -> float | None:
 
 
 def _step_cost(run: Run) -> float | None:
-    """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it."""
-    method, rate = run.summary["optimizer"], run.summary["sampling_number"] / run.summary["steps"]
-    if method == "sgd":
+    """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it after training.
+
+    What is beyond a plain step is scaled to the passes of all training, in which the ascents were as many, or through as many layers,
+    as ``forward_units`` says. None where no ascent was timed of a run that had some, or the other way round.
+    """
+    if run.summary["optimizer"] == "sgd":
         return 1.0
-    rows = run.measurement("cost").get("methods", [])
-    # Where only steps with an ascent were timed, or only steps without, of a run that had both, they do not stand for it.
-    return next((row["measured"] for row in rows if row["method"] == method and abs(row["ascents"] - rate) < SAME_RATE), None)
+    rows = [row for row in run.measurement("cost").get("methods", []) if row["method"] == run.summary["optimizer"]]
+    if not rows or "forward_units" not in rows[0]:
+        return None
+    row = rows[0]
+    # Rounded: a mean of ones is not quite one.
+    timed, trained = (round(passes - 1, 9) for passes in (row["forward_units"], run.summary["forward_units"] / run.summary["steps"]))
+    if not timed or not trained:
+        return float(row["measured"]) if timed == trained else None
+    return 1 + (row["measured"] - 1) * trained / timed
 
 
 def comparisons(filled: Filled) -> list[Comparison]:

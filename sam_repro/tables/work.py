@@ -68,9 +68,7 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
 
 def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:
     """The cells that take a run, with a label and measurements; after them the references, in the place of each cell."""
-    cells = [cell for cell in table.cells if cell.words and table.kind != "recipe"]
-    if experiment:
-        cells = [cell for cell in cells if f"experiment={experiment}" in cell.words]
+    cells = table.of(experiment)
     for cell in cells:
         yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.measures
     for cell in cells:
@@ -179,6 +177,8 @@ class Work:
             if task.run.state == "done":
                 self.besides.append(max(0.0, seconds - sum(row["seconds"] for row in task.run.metrics())))
                 said = f"done in {took}: {task.run.summary['metric']} {task.run.summary['score_last']:.2f}"
+            elif task.run.state == "running":  # another command began it at the same moment
+                said = "is at work elsewhere"
             else:
                 self.failed.append(task)
                 said = f"{task.run.state} after {took}: {_last_line(_log(task))}"

@@ -11,7 +11,6 @@ The data of KDD'24, Fig. 1 and 4, and of vSAM, Fig. 2, step by step. The columns
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,12 +63,6 @@ def earlier_lines(path: Path, job: Job) -> list[str]:
         return []
     names = [f"grad_norm.{layer.name}" for layer in job.gradient.structure.layers]
     return [",".join([*COLUMNS, *names]), *(line for line in lines[1:] if int(line.split(",")[1]) <= job.epoch)]
-
-
-def read_steps(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``steps.csv``; a cell that is empty is left out."""
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def _line(*cells: float | None) -> str:

@@ -65,16 +65,15 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            content: Row = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError) as error:
+            return _mapping(yaml.safe_load((self.path / "config.yaml").read_text()))
+        except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
-        return content
 
     def metrics(self) -> list[Row]:
         """``metrics.jsonl``: one row an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+            return [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
 
@@ -89,6 +88,35 @@ class Run:
                 return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
+
+    def steps(self) -> list[dict[str, float]]:
+        """``steps.csv``: one row a recorded step, a cell that is empty left out; empty where none were recorded."""
+        path = self.path / "steps.csv"
+        if not path.exists():
+            return []
+        try:
+            with path.open(newline="") as file:
+                rows = [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        except (TypeError, ValueError) as error:  # a row has more cells than there are names, or fewer
+            raise self._damaged(path.name) from error
+        if any("step" not in row for row in rows):
+            raise self._damaged(path.name)
+        return rows
+
+    def check(self) -> None:
+        """UserError, which names the file, where what a finished run left is not whole: a row an epoch, and an epoch and layer."""
+        self.config  # noqa: B018
+        try:
+            epochs, layers = list(range(1, self.summary["epochs"] + 1)), list(self.summary["perturbations"])
+        except (KeyError, TypeError) as error:
+            raise self._damaged("summary.json") from error
+        if [row.get("epoch") for row in self.metrics()] != epochs:
+            raise self._damaged("metrics.jsonl")
+        if sorted((row["epoch"], row["layer"]) for row in self.layers()) != sorted((epoch, layer) for epoch in epochs for layer in layers):
+            raise self._damaged("layers.csv")
+        self.steps()
+        for path in self.all_measured():
+            self._json(path.relative_to(self.path).as_posix())
 
     def measured(self, command: str, layer: str = "", dimensions: int = 2) -> Path:
         """Where a command of ``python -m sam_repro.measure`` writes its result."""
@@ -179,7 +207,7 @@ class Run:
         raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
 
     def _damaged(self, name: str) -> UserError:
-        if name in MEASURED.values():
+        if name in MEASURED.values() or name.startswith("landscape/"):
             return UserError(f"{self.path / name} is damaged: remove it, and measure the run again.")
         return UserError(f"{self.path / name} is missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
@@ -203,10 +231,16 @@ class Run:
     def _json(self, name: str) -> Row:
         path = self.path / name
         try:
-            content: Row = json.loads(path.read_text()) if path.exists() else {}
+            return _mapping(json.loads(path.read_text())) if path.exists() else {}
         except ValueError as error:
             raise self._damaged(name) from error
-        return content
+
+
+def _mapping(content: Any) -> Row:
+    """What a file holds, which is nothing where it is not a mapping."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__} is no mapping")
+    return content
 
 
 def all_runs(runs_dir: str | Path) -> list[Run]:
