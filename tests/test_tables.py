@@ -406,7 +406,7 @@ def test_finished_runs_at_another_setting_are_pointed_to(tmp_path, methods, caps
     for method in ("sgd", "sam"):
         put(tmp_path / "runs", f"optimizer={method}", "scale=small", "precision=bf16")
     words = ["show", "own/t", "device=cpu", "seeds=0", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
-    pointer = "Of the same cells 2 runs are finished with scale=small device=cpu precision=bf16.\n"
+    pointer = "Runs of the same cells that are finished with scale=small device=cpu precision=bf16: 2.\n"
     dispatch(words)
     assert pointer in capsys.readouterr().out
     dispatch([*words, "scale=small", "precision=bf16"])

@@ -169,7 +169,7 @@ def _point_to_others(tables: list[Table], request: Request, everything: list[Tas
     for precision in {task.config["precision"] for task in everything if task.run.state != "done"}:
         asked = Setting(request.scale or "paper", device_type(request.device), precision)
         for setting, count in at_other_settings(tables, request, asked, shelf).items():
-            console.print(f"Of the same cells {count} runs are finished with {' '.join(setting.words)}.")
+            console.print(f"Runs of the same cells that are finished with {' '.join(setting.words)}: {count}.")
 
 
 def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:
