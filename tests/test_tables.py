@@ -157,6 +157,11 @@ def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
         ("rows: {a: {paper: [98.1+-0.2]}}", "row 'a': '98.1+-0.2' is not as 91.96 ± 0.3"),
         ("rows: {a: {paper: [98.1.2 ± 0.2]}}", "row 'a': '98.1.2 ± 0.2' is not as 91.96 ± 0.3"),
         ("rows: {a: optimizer=sgd}", "'optimizer=sgd' is no mapping"),
+        ("rows: {a: {run: optimizer=sgd, paper: 98}}", "row 'a': paper is a list, a value for each column, not '98'."),
+        ("rows: {a: {run: [optimizer=sgd]}}", "a word, a list or a mapping stands where another of them belongs"),
+        ("blocks: {b: {rows: {}}}\nrows: {a: {run: optimizer=sgd}}", "not both"),
+        ("citation: [C]\nrows: {a: {run: optimizer=sgd}}", "citation is text, not ['C']."),
+        ("rows: {a: {run: optimizer=sgd, total: many}}", "total is a number of steps, not 'many'."),
         ("rows: {a: {run: optimizer=sgd}}\nfootnotes: hello", "footnotes is a list of sentences."),
         ("rows: [", "is not YAML"),
     ]:
@@ -258,11 +263,11 @@ def test_timed_steps_count_at_the_passes_of_all_training(tmp_path, methods):
     """Steps without an ascent do not stand for a run that had some; others are scaled to as many, or to as many layers."""
     put(tmp_path / "runs", "optimizer=sgd", speed=100)
     vsam = put(tmp_path / "runs", "optimizer=sam", speed=20, passes=1.4)
-    for timed, ratio in ((1.0, "20"), (1.4, "80"), (1.8, "88.888889")):  # 1 / 1.25, and 1 / (1 + 0.25 * 0.4 / 0.8)
+    for timed, ratio in ((1.0, "20"), (1.1, "20"), (1.4, "80"), (1.8, "88.888889")):  # 1 / 1.25, and 1 / (1 + 0.25 * 0.4 / 0.8)
         time_steps(vsam, 1.25, timed + 4e-16)
         assert lines_of(sheet_of(tmp_path, methods))["SAM", "Speed", "images_per_second_ratio"]["mean"] == ratio
     (vsam.path / "cost.json").write_text("{")
-    with pytest.raises(UserError, match=r"cost\.json is damaged: remove it, and measure the run again"):
+    with pytest.raises(UserError, match=r"cost\.json is damaged: measure the run again"):
         sheet_of(tmp_path, methods)
 
 
@@ -427,7 +432,9 @@ def test_a_ratio_of_fewer_seeds_says_so(tmp_path, methods):
     [
         ("metrics.jsonl", ""), ("metrics.jsonl", "[1, 2]\n"), ("layers.csv", ""), ("layers.csv", "epoch,layer,grad_norm,perturbations\n"),
         ("summary.json", "[1]"), ("summary.json", "{"), ("summary.json", '{"epochs": 2}'), ("status.json", "[1]"), ("config.yaml", ""),
-        ("cost.json", "[]"), ("landscape/stem.json", "x"), ("steps.csv", "junk\n1,2\n"), ("steps.csv", "a,b\n1,2\n"),
+        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n'), ("layers.csv", "epoch,layer\n1,stem\n"), ("sharpness.json", "{}"),
+        ("steps.csv", ""), ("steps.csv", "step,epoch\n1,1\n"), ("cost.json", '{"a": 1}'), ("cost.json", "[]"),
+        ("landscape/stem.json", "x"), ("steps.csv", "junk\n1,2\n"), ("steps.csv", "a,b\n1,2\n"),
     ],
 )  # fmt: skip
 def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods, capsys, name, content):
@@ -449,10 +456,28 @@ def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods
         report(methods, request, Shelf(request.runs_dir, request.results_dir))
 
 
+def test_what_the_store_lost_stays_in_the_archive_until_the_run_is_trained_anew(tmp_path, methods, capsys):
+    run = put(tmp_path / "runs", "optimizer=sam", score=61)
+    time_steps(run, 2.0, 1.2)
+    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    kept = tmp_path / "results" / "runs" / run.id
+    for score, there in ((61, True), (62, False)):
+        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        (run.path / "cost.json").unlink(missing_ok=True)
+        put(tmp_path / "runs", "optimizer=sam", score=score)
+        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        assert (kept / "cost.json").exists() == there
+    shutil.rmtree(tmp_path / "runs")
+    (kept / "summary.json").write_text("{")
+    with pytest.raises(UserError, match=rf"restore it, or remove {kept}, and 'tables run' makes the run anew"):
+        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+
+
 def test_the_archive_renders_the_same_without_the_store(tmp_path, methods):
     run = put(tmp_path / "runs", "optimizer=layerwise", "k=4", score=61)
     (run.path / "landscape").mkdir()
-    (run.path / "landscape" / "head.json").write_text('{"layer": "head"}')
+    grid = {"layer": "head", "x": [0, 1], "y": [0], "loss": [[1, 2]], "samples": 50, "of": 50}
+    (run.path / "landscape" / "head.json").write_text(json.dumps(grid))
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     report(methods, request, Shelf(request.runs_dir, request.results_dir))
     kept = tmp_path / "results" / "runs" / run.id
@@ -503,7 +528,7 @@ def test_every_kind_of_figure_is_drawn_from_runs(tmp_path):
         run = put(tmp_path / "runs", "optimizer=sgd", seed=seed)
         put(tmp_path / "runs", "optimizer=sam", seed=seed)
         (run.path / "landscape").mkdir()
-        grid = {"layer": "head", "x": [-1, 0, 1], "y": [-1, 0, 1], "loss": [[5, 1, None], [1, 0, 1], [5, 1, 5]]}
+        grid = {"layer": "head", "x": [-1, 0, 1], "y": [-1, 0, 1], "loss": [[5, 1, None], [1, 0, 1], [5, 1, 5]], "samples": 50, "of": 50}
         (run.path / "landscape" / "head.json").write_text(json.dumps(grid))
         (run.path / "steps.csv").write_text("step,epoch,plain_norm,psf_norm\n0,1,2.0,0.1\n1,1,,\n2,1,1.0,0.2\n")
     request = Request(seeds=(1,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))

@@ -137,13 +137,19 @@ def load(folder: Path, name: str) -> Table:
         return _table(name, content)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else f"{error}"
-        raise UserError(f"{path}: {said}") from error
+    except KeyError as error:
+        raise UserError(f"{path}: {error.args[0]!r} is missing") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: a word, a list or a mapping stands where another of them belongs ({error}).") from error
 
 
 def _table(name: str, content: dict[str, Any]) -> Table:
     _known(content, HEADER | NODE)
+    for key in ("title", "citation", "source", "plot", "ratio_to"):
+        if not isinstance(content.get(key, ""), str):
+            raise UserError(f"{key} is text, not {content[key]!r}.")
     if content["kind"] not in KINDS:
         raise UserError(f"kind is one of {', '.join(KINDS)}, not {content['kind']!r}.")
     if content["kind"] == "figure" and not content.get("plot"):
@@ -151,6 +157,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     if not content["seeds"].isdecimal() or int(content["seeds"]) < 1:
         raise UserError(f"seeds is the paper's number of runs, not {content['seeds']!r}.")
     columns = {label: _node(node) for label, node in content["columns"].items()}
+    if "blocks" in content and "rows" in content:
+        raise UserError("rows stand in the blocks, or without any: not both.")
     blocks = content.get("blocks") or {"": {"rows": content["rows"]}}
     cells: list[Cell] = []
     for block, inside in blocks.items():
@@ -162,6 +170,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     if content["kind"] != "recipe":
         for cell in cells:
             metric_of(cell.metric)
+            if cell.total and not cell.total.isdecimal():
+                raise UserError(f"row {cell.row!r}: total is a number of steps, not {cell.total!r}.")
             if not PRINTED.fullmatch(cell.paper.value or "0"):
                 raise UserError(f"row {cell.row!r}: {cell.paper.value!r} is not as 91.96 ± 0.3, as 2780 (156%), or ~ for nothing.")
     footnotes = content.get("footnotes", [])
@@ -179,6 +189,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
 
 def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns: dict[str, dict[str, Any]]) -> Iterable[Cell]:
     printed = row.get("paper") or ["~"] * len(columns)
+    if not isinstance(printed, list):
+        raise UserError(f"row {label!r}: paper is a list, a value for each column, not {printed!r}.")
     if len(printed) != len(columns):
         raise UserError(f"row {label!r} has {len(printed)} values for {len(columns)} columns.")
     exceptions = {column: _node(node) for column, node in row.get("cells", {}).items()}

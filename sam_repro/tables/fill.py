@@ -84,13 +84,14 @@ def _find(cell: Cell, seeds: tuple[int, ...], request: Request, shelf: Shelf) ->
 
 def at_other_settings(tables: Iterable[Table], request: Request, asked: Setting, shelf: Shelf) -> Counter[Setting]:
     """How many finished runs of the tables' cells stand at which settings but the one ``asked`` for."""
-    counts: Counter[Setting] = Counter()
+    ids: dict[Setting, set[str]] = defaultdict(set)
     anywhere = replace(request, scale="", device="", precision="")
     for table in tables:
         for cell in {cell.words: cell for cell in table.of(request.experiment) if cell.words}.values():
             found = _find(cell, request.seeds or tuple(range(table.seeds)), anywhere, shelf)
-            counts.update({setting: len(runs) for setting, runs in found.items() if setting != asked})
-    return counts
+            for setting, runs in found.items():
+                ids[setting] |= {run.id for run in runs.values()}
+    return Counter({setting: len(those) for setting, those in ids.items() if setting != asked})
 
 
 def _best(counts: Counter[Setting]) -> Setting:

@@ -85,12 +85,16 @@ class Shelf:
         damaged = None
         for place in (self.store, self.archive):
             try:
-                if (place / run_id / "summary.json").exists() and (run := Run(place, run_id)).state == "done":
+                run = Run(place, run_id)
+                if (place / run_id / "summary.json").exists() and run.state == "done":
                     run.check()
                     if damaged:
                         warn(f"{damaged} Until then {run.path} stands for it.")
                     return run
             except UserError as error:
+                if place == self.archive:
+                    file = str(error).partition(" is ")[0]
+                    error = UserError(f"{file} is damaged: restore it, or remove {run.path}, and 'tables run' makes the run anew.")
                 damaged = damaged or error
         if damaged:
             raise damaged
@@ -109,8 +113,12 @@ class Shelf:
 
 
 def configuration(cell: Cell, scale: str, request: Request) -> Config:
-    """The configuration of a cell's runs."""
-    return _composed(words_of(cell, scale, request))
+    """The configuration of a cell's runs; UserError, which names the row, where its overrides do not fit."""
+    words = words_of(cell, scale, request)
+    try:
+        return _composed(words)
+    except UserError as error:
+        raise UserError(f"{error} (Row {cell.row!r} runs {' '.join(words)}.)") from error
 
 
 def words_of(cell: Cell, scale: str, request: Request) -> Words:

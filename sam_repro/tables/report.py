@@ -80,8 +80,9 @@ def archive(run: Run, place: Path) -> None:
         "status.json": json.dumps(status, indent=2) + "\n",
         "summary.json": (run.path / "summary.json").read_text(),
     }
-    for path in Run(place, run.id).all_measured():
-        if path.relative_to(place / run.id).as_posix() not in files:
+    kept = place / run.id / "summary.json"
+    if kept.exists() and kept.read_text() != files["summary.json"]:
+        for path in Run(place, run.id).all_measured():
             path.unlink()  # of the run before it was trained anew
     for name, content in files.items():
         target = place / run.id / name

@@ -16,6 +16,8 @@ COLUMNS = (
     "row", "column", "metric", "dataset", "model", "optimizer", "paper", "paper_std", "mean", "std", "n", "scale", "device", "run_ids",
 )  # fmt: skip
 TESTED = 3  # pairs that a paired test needs
+NO_ASCENT = 1e-6  # forward passes of a step beyond the first: a mean of ones is not quite one
+STRETCHED = 3  # how many times the passes timed, or their inverse, training may have: beyond that noise is scaled up
 DIGITS = 6  # of the CSV: what is rendered from it and what is rendered beside it round alike
 
 
@@ -96,7 +98,7 @@ def _step_cost(run: Run) -> float | None:
     """A step of the run's method in SGD's, as ``python -m sam_repro.measure cost run=ID`` measured it after training.
 
     What is beyond a plain step is scaled to the passes of all training, in which the ascents were as many, or through as many layers,
-    as ``forward_units`` says. None where no ascent was timed of a run that had some, or the other way round.
+    as ``forward_units`` says. None where those timed are too few or too small to stand for those of training, or the other way round.
     """
     if run.summary["optimizer"] == "sgd":
         return 1.0
@@ -104,10 +106,11 @@ def _step_cost(run: Run) -> float | None:
     if not rows or "forward_units" not in rows[0]:
         return None
     row = rows[0]
-    # Rounded: a mean of ones is not quite one.
-    timed, trained = (round(passes - 1, 9) for passes in (row["forward_units"], run.summary["forward_units"] / run.summary["steps"]))
-    if not timed or not trained:
-        return float(row["measured"]) if timed == trained else None
+    timed, trained = (passes - 1 for passes in (row["forward_units"], run.summary["forward_units"] / run.summary["steps"]))
+    if max(timed, trained) < NO_ASCENT:
+        return float(row["measured"])
+    if not 1 / STRETCHED <= timed / max(trained, NO_ASCENT) <= STRETCHED:
+        return None
     return 1 + (row["measured"] - 1) * trained / timed
 
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +33,21 @@ Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
+# What the files of a run must have to be whole: words, then numbers (NaN is one: a training may diverge).
+SUMMARY = (
+    ("dataset", "model", "optimizer", "metric", "split", "hardware", "scale"),
+    (
+        "seed", "epochs", "score_last", "score_best", "train_loss", "images_per_second", "steps", "sampling_number",
+        "forward_units", "backward_units", "seconds", "grad_norm",
+    ),
+)  # fmt: skip
+METRICS: tuple[tuple[str, ...], tuple[str, ...]] = (
+    (), ("epoch", "score", "train_loss", "grad_norm", "images_per_second", "seconds", "steps", "sampling_number")
+)  # fmt: skip
+RESULTS = {
+    "sharpness": {"lambda_max", "samples", "of"}, "landscape": {"layer", "x", "y", "loss", "samples", "of"},
+    "norms": {"layers", "grad_norm"}, "cost": {"methods", "steps", "date", "commit"},
+}  # fmt: skip
 
 
 class Run:
@@ -59,7 +74,10 @@ class Run:
     @property
     def summary(self) -> Row:
         """``summary.json``; empty until the run is done."""
-        return self._json("summary.json")
+        content = self._json("summary.json")
+        if content and not (_has(content, *SUMMARY) and isinstance(content.get("perturbations"), dict)):
+            raise self._damaged("summary.json")
+        return content
 
     @property
     def config(self) -> Row:
@@ -73,9 +91,12 @@ class Run:
         """``metrics.jsonl``: one row an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            return [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+            rows = [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
+        if not all(_has(row, *METRICS) for row in rows):
+            raise self._damaged(path.name)
+        return rows
 
     def layers(self) -> list[Row]:
         """``layers.csv``: one row an epoch and layer."""
@@ -85,7 +106,7 @@ class Run:
         kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
         try:
             with path.open(newline="") as file:
-                return [{key: kinds[key](value) for key, value in row.items()} for row in csv.DictReader(file)]
+                return [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
 
@@ -96,27 +117,32 @@ class Run:
             return []
         try:
             with path.open(newline="") as file:
-                rows = [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+                reader = csv.DictReader(file)
+                names = {*(reader.fieldnames or ())}
+                rows = [{key: float(value) for key, value in row.items() if value != ""} for row in reader]
         except (TypeError, ValueError) as error:  # a row has more cells than there are names, or fewer
             raise self._damaged(path.name) from error
-        if any("step" not in row for row in rows):
+        if not {"step", "plain_norm", "psf_norm"} <= names or any("step" not in row for row in rows):
             raise self._damaged(path.name)
         return rows
 
     def check(self) -> None:
         """UserError, which names the file, where what a finished run left is not whole: a row an epoch, and an epoch and layer."""
         self.config  # noqa: B018
-        try:
-            epochs, layers = list(range(1, self.summary["epochs"] + 1)), list(self.summary["perturbations"])
-        except (KeyError, TypeError) as error:
-            raise self._damaged("summary.json") from error
-        if [row.get("epoch") for row in self.metrics()] != epochs:
+        if not self.summary:
+            raise self._damaged("summary.json")
+        epochs, layers = list(range(1, int(self.summary["epochs"]) + 1)), list(self.summary["perturbations"])
+        if [row["epoch"] for row in self.metrics()] != epochs:
             raise self._damaged("metrics.jsonl")
         if sorted((row["epoch"], row["layer"]) for row in self.layers()) != sorted((epoch, layer) for epoch in epochs for layer in layers):
             raise self._damaged("layers.csv")
         self.steps()
-        for path in self.all_measured():
-            self._json(path.relative_to(self.path).as_posix())
+        for command, name in MEASURED.items():
+            for path in self.path.glob(name.format(layer="*", line="")):
+                content = self._json(path.relative_to(self.path).as_posix())
+                timed = content.get("methods", []) if command == "cost" else []
+                if not RESULTS[command] <= content.keys() or not all(_has(row, ("method",), ("measured",)) for row in timed):
+                    raise self._damaged(path.relative_to(self.path).as_posix())
 
     def measured(self, command: str, layer: str = "", dimensions: int = 2) -> Path:
         """Where a command of ``python -m sam_repro.measure`` writes its result."""
@@ -208,7 +234,7 @@ class Run:
 
     def _damaged(self, name: str) -> UserError:
         if name in MEASURED.values() or name.startswith("landscape/"):
-            return UserError(f"{self.path / name} is damaged: remove it, and measure the run again.")
+            return UserError(f"{self.path / name} is damaged: measure the run again, which replaces it, or remove it.")
         return UserError(f"{self.path / name} is missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
     def is_held(self) -> bool:
@@ -234,6 +260,13 @@ class Run:
             return _mapping(json.loads(path.read_text())) if path.exists() else {}
         except ValueError as error:
             raise self._damaged(name) from error
+
+
+def _has(row: Any, words: Iterable[str], numbers: Iterable[str]) -> bool:
+    """Whether a mapping has these words and these numbers."""
+    return isinstance(row, dict) and (
+        all(isinstance(row.get(key), str) for key in words) and all(isinstance(row.get(key), int | float) for key in numbers)
+    )
 
 
 def _mapping(content: Any) -> Row:
