@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..schema import UserError
-from ..train.store import Row, Run, commit, find, now, versions
+from ..train.provenance import commit, now, versions
+from ..train.store import Row, Run, find
 
 if TYPE_CHECKING:
     from ..train.job import Job

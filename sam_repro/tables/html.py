@@ -19,7 +19,8 @@ from ..command import command
 from ..config import OUTSIDE
 from ..schema import UserError, suggest
 from ..tracking.describe import command_of
-from ..train.store import Run, all_runs, find, now, write
+from ..train.provenance import now
+from ..train.store import Run, all_runs, find, write
 from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
 from .metrics import METRICS

@@ -17,9 +17,10 @@ from ..schema import UserError
 from ..tracking.console import Display
 from ..tracking.follow import follow
 from .job import Config, Job
+from .provenance import versions
 from .score import METRICS, accuracy, evaluate
 from .steps import WatchedSteps, earlier_lines
-from .store import Row, Run, versions
+from .store import Row, Run
 
 
 def train(config: Config, run: Run) -> Row:
