@@ -1,143 +1,22 @@
-"""Declared tables: what the papers print, which runs fill it, and what is rendered of them."""
+"""Tables filled by hand: numbers, ratios, tests, pages, figures, and what a declaration must be."""
 
-import csv
 import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from own_tables import declare, lines_of, put, sheet_of, time_steps
 from scipy.stats import t as student
 
-from sam_repro.__main__ import launch
-from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
 from sam_repro.tables.__main__ import dispatch
-from sam_repro.tables.declare import EXPERIMENTS, load, names, select
-from sam_repro.tables.fill import fill
-from sam_repro.tables.latex import as_latex
-from sam_repro.tables.lookup import Request, Shelf, configuration
-from sam_repro.tables.measurements import missing
-from sam_repro.tables.metrics import METRICS
+from sam_repro.tables.declare import load, select
+from sam_repro.tables.lookup import Request, Shelf
 from sam_repro.tables.readme import BEGIN, END, index, update
-from sam_repro.tables.recipe import PARTS, SETTINGS, agrees
+from sam_repro.tables.recipe import agrees
 from sam_repro.tables.render import as_csv, as_markdown, caption
 from sam_repro.tables.report import report
 from sam_repro.tables.sheet import sheet
 from sam_repro.tables.values import COLUMNS
-from sam_repro.tables.work import Work, tasks
-from sam_repro.train.store import Run
-
-ROOT = Path(__file__).resolve().parents[1]
-# Rows, columns, and the sums of values and deviations: taken from the papers' text by a script, not from the declarations.
-PAPERS = {
-    "kdd24/table1": (4, 4, 1349.55, 7.7),
-    "kdd24/table2": (4, 4, 5202.89, 0),
-    "kdd24/table3": (12, 1, 979.03, 6.5),
-    "kdd24/table4": (15, 2, 1246.51 + 6005.9, 8.1),
-    "vsam/table1": (6, 3, 505.17 + 199603 + 2734, 0),
-    "vsam/table2": (4, 3, 337.61 + 102345 + 1947, 0),
-    "vsam/table3": (36, 6, 3492.59 + 554977 + 38916 + 2982.75 + 552280 + 39111, 4.8),
-    "vsam/table4": (3, 4, 289.64 + 7677 + 241.78 + 7692, 0),
-    "vsam/table5": (4, 4, 355.66 + 4109 + 336.88 + 3934, 0),
-    "msam/table2": (9, 3, 2293.55, 4.07),
-    "msam/table3": (4, 3, 1024.48, 4.51),
-    "msam/table4": (2, 3, 0, 0),
-    "msam/table5": (3, 3, 279.85, 0),
-    "msam/tableB1": (3, 3, 98071, 257),
-    "msam/tableB2": (3, 3, 279.85, 2.35),
-}
-OTHERS = {
-    "kdd24/equations8_9": (21, 2), "kdd24/figure1": (1, 2), "kdd24/figure2": (1, 1), "kdd24/figure3": (4, 3), "kdd24/figure4": (4, 3),
-    "kdd24/figure5": (3, 3), "kdd24/figure6": (1, 1), "vsam/figure1": (6, 4), "vsam/figure2": (1, 3), "msam/figure1": (5, 2),
-    "msam/figureB1": (12, 2), "looksam/table8": (12, 10), "looksam/table9": (14, 10), "looksam/table10": (4, 6),
-}  # fmt: skip
-SEEDS = {"kdd24": 3, "vsam": 3, "msam": 5}
-
-
-def declared(name):
-    return load(EXPERIMENTS, name)
-
-
-def number(text):
-    return float(text) if text else 0.0
-
-
-# -- the declarations ----------------------------------------------------------------------------------------------------
-
-
-def test_every_table_and_figure_is_declared():
-    assert [name for name in names() if name.startswith("looksam/")] == ["looksam/table8", "looksam/table9", "looksam/table10"]
-    assert sorted(names()) == sorted([*PAPERS, *OTHERS])
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_a_table_has_the_cells_and_the_values_of_the_paper(name):
-    table, (rows, columns, values, deviations) = declared(name), PAPERS[name]
-    assert (len(table.rows), len(table.columns), len(table.cells)) == (rows, columns, rows * columns)
-    assert sum(number(cell.paper.value) for cell in table.cells) == pytest.approx(values)
-    assert sum(number(cell.paper.std) for cell in table.cells) == pytest.approx(deviations)
-    assert table.seeds == SEEDS[name.partition("/")[0]]
-    assert table.footnotes
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_figures_and_recipes_have_their_cells(name):
-    table = declared(name)
-    assert (len(table.rows), len(table.columns)) == OTHERS[name]
-    assert table.kind == ("recipe" if "looksam" in name else "table" if "equations" in name else "figure")
-    known = {**SETTINGS, **PARTS} if table.kind == "recipe" else METRICS
-    assert {cell.metric for cell in table.cells} <= known.keys()
-
-
-def test_printed_ratios_are_those_of_the_printed_speeds():
-    """An oracle for the numbers as typed: the paper rounds its ratios to percent, from speeds rounded before."""
-    checked = 0
-    for name in ("vsam/table1", "vsam/table3", "vsam/table5"):
-        for cell in declared(name).cells:
-            if cell.paper.ratio and not cell.quoted:
-                own = [c for c in declared(name).cells if c.metric == cell.metric and c.words == (cell.words[0], "optimizer=sam")]
-                assert 100 * number(cell.paper.value) / number(own[0].paper.value) == pytest.approx(number(cell.paper.ratio), abs=1)
-                checked += 1
-    assert checked == 6 + 2 * 3 * 8 + 2 * 3
-
-
-def test_values_that_stand_in_two_places_agree():
-    three = {(cell.words, cell.metric): cell.paper for name in ("vsam/table3",) for cell in declared(name).cells if cell.words}
-    assert all(three[cell.words, cell.metric] == cell.paper for cell in declared("vsam/figure1").cells)
-    fours = {"k=4", "optimizer=layerwise"}  # in both tables
-    found = (cell for name in ("kdd24/table4", "kdd24/table2") for cell in declared(name).cells)
-    throughput = {(cell.words, cell.metric): cell.paper for cell in found if not fours <= {*cell.words}}
-    same = [cell for cell in declared("kdd24/equations8_9").cells if (cell.words, cell.metric) in throughput]
-    assert len(same) == 3 * 6
-    assert all(throughput[cell.words, cell.metric] == cell.paper for cell in same)
-
-
-def test_quoted_cells_have_no_run_and_all_others_have_one():
-    for name in PAPERS | OTHERS:
-        for cell in declared(name).cells:
-            assert bool(cell.words) != bool(cell.quoted), (name, cell)
-    quoted = {cell.row.partition(" / ")[2] for cell in declared("vsam/table3").cells if cell.quoted}
-    assert quoted == {"ESAM¹", "SAF²", "MESA²", "AE-SAM³"}
-
-
-@pytest.mark.parametrize("name", [*PAPERS, *OTHERS])
-def test_every_cell_composes(name):
-    """At the paper's scale, and with its substitute at the scale that has one."""
-    table = declared(name)
-    wanted = {(cell.words, scale): cell for cell in table.cells if cell.words for scale in ("paper", *cell.substitutes)}
-    for (words, scale), cell in wanted.items():
-        config = configuration(replace(cell, words=words), scale, Request())
-        assert config["scale"] == scale
-        for substituted in cell.substitutes[scale].words if scale in cell.substitutes else ():
-            key = substituted.partition("=")[0]
-            assert substituted == f"{key}={config['model']['name'] if key == 'model' else config[key]}"
 
 
 def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
@@ -174,78 +53,6 @@ def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
         select(["kdd24/tabel1"])
 
 
-# -- tables of our own, filled by hand ------------------------------------------------------------------------------------
-
-
-HEAD = """title: T
-citation: C, 2024.
-source: Table 0
-kind: table
-metric: accuracy
-seeds: 3
-run: dataset=digits epochs=1
-columns: {c: {}}
-"""
-METHODS = """references: {SGD: optimizer=sgd, SAM: optimizer=sam}
-ratio_to: SGD
-columns: {Acc.: {metric: accuracy}, Speed: {metric: images_per_second}, Sampling: {metric: sampling_number, total: 50}}
-rows:
-  SGD: {run: optimizer=sgd, paper: [91.96 ± 0.3, 200, ~]}
-  SAM: {run: optimizer=sam, paper: [92.64 ± 0.4, 100, 50]}
-  layer-wise: {run: optimizer=layerwise, paper: [92.81, 160 (81%), 50], cells: {Sampling: k=2}}
-  quoted: {quoted: "elsewhere, 2022", paper: [95.0, ~, ~]}
-"""
-
-
-def declare(folder, content, name="own/t"):
-    path = folder / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(HEAD.replace("columns: {c: {}}\n", "") + content if "columns:" in content else HEAD + content)
-    return folder
-
-
-ROW = {"train_loss": 0.5, "train_score": 50.0, "lr": 0.1, "images_per_second": 9.0, "sampling_number": 0, "steps": 25, "split": "test"}
-
-
-def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, passes=1.2, seed=0, device="cpu"):
-    """A finished run as the trainer leaves it, with the numbers a test wants."""
-    config = compose(["dataset=digits", "epochs=1", *overrides]) | {"seed": seed, "device": device}
-    run = Run(runs_dir, identity(config))
-    layers = {"stem": 3, "head": 1}
-    model, method = config["model"]["name"], config["optimizer"]["name"]
-    with run.held({**config, "rerun": False}, f"python -m sam_repro {' '.join(overrides)} data_dir=/elsewhere"):
-        rows = [{"epoch": e, "score": score + e - 2, "grad_norm": 1 / e, "seconds": 2.0, **ROW} for e in (1, 2)]
-        run.record(rows, [{"epoch": e, "layer": k, "grad_norm": 1 / 3, "perturbations": n} for e in (1, 2) for k, n in layers.items()])
-        run.finish({
-            "run_id": run.id, "dataset": config["dataset"]["name"], "model": model, "optimizer": method, "seed": seed, "epochs": 2,
-            "steps": 50, "metric": "accuracy", "score_last": score, "score_best": score + 1,
-            "best_epoch": 2, "split": "test", "train_loss": 0.5, "images_per_second": speed,
-            "sampling_number": ascents, "forward_units": 50 * passes, "backward_units": 50 * passes, "perturbations": layers,
-            "grad_norm": 0.5, "seconds": 4.0, "hardware": "a machine", "device": device, "scale": config["scale"], "versions": {},
-        })  # fmt: skip
-    return run
-
-
-def time_steps(run, measured, passes, steps=24):
-    """What ``measure cost`` leaves of a SAM run: its step in SGD's, the forward passes that the timed ones made."""
-    rows = [{"method": "sgd", "measured": 1.0, "forward_units": 1.0}, {"method": "sam", "measured": measured, "forward_units": passes}]
-    (run.path / "cost.json").write_text(json.dumps({"methods": rows, "steps": steps, "date": "2026-01-02T03:04:05", "commit": "abc"}))
-
-
-def sheet_of(tmp_path, table, **request):
-    asked = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"), **request)
-    return sheet(table, asked, Shelf(asked.runs_dir, asked.results_dir))
-
-
-def lines_of(sheet):
-    return {(row["row"], row["column"], row["metric"]): row for row in csv.DictReader(as_csv(sheet.lines).splitlines())}
-
-
-@pytest.fixture
-def methods(tmp_path):
-    return load(declare(tmp_path / "experiments", METHODS), "own/t")
-
-
 def test_a_ratio_of_speeds_is_that_of_steps_timed_in_turns_where_there_is_one(tmp_path, methods):
     """The speeds of runs on a shared machine tell more of its other users than of the method."""
     put(tmp_path / "runs", "optimizer=sgd", speed=100)
@@ -269,28 +76,6 @@ def test_timed_steps_count_at_the_passes_of_all_training(tmp_path, methods):
     (vsam.path / "cost.json").write_text("{")
     with pytest.raises(UserError, match=r"cost\.json is damaged: measure the run again"):
         sheet_of(tmp_path, methods)
-
-
-def test_what_speeds_are_relative_to_is_measured_too(tmp_path):
-    content = """references: {SGD: optimizer=sgd, SAM: optimizer=sam}
-ratio_to: SAM
-measure: [cost steps=5]
-rows: {a: {run: optimizer=vsam}}"""
-    table, request = load(declare(tmp_path, content), "own/t"), Request(device="cpu", seeds=(0,))
-    wanted = missing(tasks([table], request, Shelf("none", "none")))
-    assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
-
-
-def test_a_measurement_of_less_does_not_stand_for_the_one_declared(tmp_path):
-    columns = "columns: {l: {metric: lambda_max, measure: [sharpness]}, s: {metric: images_per_second, measure: [cost steps=5]}}"
-    table = load(declare(tmp_path / "experiments", f"{columns}\nrows: {{a: {{run: optimizer=sam}}}}"), "own/t")
-    run, shelf = put(tmp_path / "runs", "optimizer=sam"), Shelf(tmp_path / "runs", "none")
-    wanted = tasks([table], Request(device="cpu", seeds=(0,)), shelf)
-    for samples, steps, left in ((40, 3, ["sharpness", "cost"]), (50, 3, ["cost"]), (50, 5, [])):
-        (run.path / "sharpness.json").write_text(json.dumps({"lambda_max": 7.5, "samples": samples, "of": 50}))
-        time_steps(run, 2.0, 1.2, steps)
-        assert [one.words[0] for one in missing(wanted)] == left
-        assert lines_of(sheet_of(tmp_path, table))["a", "l", "lambda_max"]["mean"] == ("7.5" if samples == 50 else "")
 
 
 def test_a_page_to_look_at_comes_with_the_report(tmp_path, methods, monkeypatch, capsys):
@@ -407,17 +192,6 @@ def test_what_is_not_the_papers_setting_is_said_beside_every_number(tmp_path, me
     assert "run own/t device=cpu seeds=0 epochs=3 experiments=mine`" in page
 
 
-def test_finished_runs_at_another_setting_are_pointed_to(tmp_path, methods, capsys):
-    for method in ("sgd", "sam"):
-        put(tmp_path / "runs", f"optimizer={method}", "scale=small", "precision=bf16")
-    words = ["show", "own/t", "device=cpu", "seeds=0", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
-    pointer = "Runs of the same cells that are finished with scale=small device=cpu precision=bf16: 2.\n"
-    dispatch(words)
-    assert pointer in capsys.readouterr().out
-    dispatch([*words, "scale=small", "precision=bf16"])
-    assert pointer not in capsys.readouterr().out
-
-
 def test_a_ratio_of_fewer_seeds_says_so(tmp_path, methods):
     for seed in range(2):
         put(tmp_path / "runs", "optimizer=sgd", seed=seed)
@@ -425,90 +199,6 @@ def test_a_ratio_of_fewer_seeds_says_so(tmp_path, methods):
     time_steps(sam, 2.0, 1.2)
     page = as_markdown(sheet_of(tmp_path, methods), pictures=False)
     assert "**100.0 ± 0.0** (2)<br>50.0 % of SGD (1)" in page
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("metrics.jsonl", ""), ("metrics.jsonl", "[1, 2]\n"), ("layers.csv", ""), ("layers.csv", "epoch,layer,grad_norm,perturbations\n"),
-        ("summary.json", "[1]"), ("summary.json", "{"), ("summary.json", '{"epochs": 2}'), ("status.json", "[1]"), ("config.yaml", ""),
-        ("metrics.jsonl", '{"epoch": 1}\n{"epoch": 2}\n'), ("layers.csv", "epoch,layer\n1,stem\n"), ("sharpness.json", "{}"),
-        ("steps.csv", ""), ("steps.csv", "step,epoch\n1,1\n"), ("cost.json", '{"a": 1}'), ("cost.json", "[]"),
-        ("landscape/stem.json", "x"), ("steps.csv", "junk\n1,2\n"), ("steps.csv", "a,b\n1,2\n"),
-    ],
-)  # fmt: skip
-def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods, capsys, name, content):
-    run = put(tmp_path / "runs", "optimizer=sgd", score=61)
-    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
-    kept = tmp_path / "results" / "runs" / run.id
-    whole = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
-    (run.path / name).parent.mkdir(exist_ok=True)
-    (run.path / name).write_text(content)
-    sheet = report(methods, request, Shelf(request.runs_dir, request.results_dir))
-    assert lines_of(sheet)["SGD", "Acc.", "accuracy"]["mean"] == "61"
-    assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == whole
-    said = capsys.readouterr().out.replace("\n", " ")
-    assert f"{run.id}/{name} is" in said
-    assert "Until then" in said
-    shutil.rmtree(kept)
-    with pytest.raises(UserError, match=rf"{run.id}/{name} is"):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
-
-
-def test_what_the_store_lost_stays_in_the_archive_until_the_run_is_trained_anew(tmp_path, methods, capsys):
-    run = put(tmp_path / "runs", "optimizer=sam", score=61)
-    time_steps(run, 2.0, 1.2)
-    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    kept = tmp_path / "results" / "runs" / run.id
-    for score, there in ((61, True), (62, False)):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
-        (run.path / "cost.json").unlink(missing_ok=True)
-        put(tmp_path / "runs", "optimizer=sam", score=score)
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
-        assert (kept / "cost.json").exists() == there
-    shutil.rmtree(tmp_path / "runs")
-    (kept / "summary.json").write_text("{")
-    with pytest.raises(UserError, match=rf"restore it, or remove {kept}, and 'tables run' makes the run anew"):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
-
-
-def test_the_archive_renders_the_same_without_the_store(tmp_path, methods):
-    run = put(tmp_path / "runs", "optimizer=layerwise", "k=4", score=61)
-    (run.path / "landscape").mkdir()
-    grid = {"layer": "head", "x": [0, 1], "y": [0], "loss": [[1, 2]], "samples": 50, "of": 50}
-    (run.path / "landscape" / "head.json").write_text(json.dumps(grid))
-    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
-    kept = tmp_path / "results" / "runs" / run.id
-    files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
-    assert files == ["config.yaml", "landscape/head.json", "layers.csv", "metrics.jsonl", "status.json", "summary.json"]
-    assert not [word for path in kept.iterdir() if path.is_file() for word in ("dir", "host", "pid") if word in path.read_text()]
-    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
-    elsewhere = Request(runs_dir=str(tmp_path / "empty"), results_dir=str(tmp_path / "results"))
-    report(methods, elsewhere, Shelf(elsewhere.runs_dir, elsewhere.results_dir))
-    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == before
-    archived = Run(tmp_path / "results" / "runs", run.id)
-    assert identity(archived.config | {"device": "cpu"}) == run.id
-
-
-# -- the papers' tables, rendered -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", [*PAPERS, *OTHERS])
-def test_every_table_renders_with_the_papers_values_alone(name, tmp_path):
-    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    table = declared(name)
-    report(table, request, Shelf(request.runs_dir, request.results_dir))
-    with (tmp_path / "results" / f"{name}.csv").open(newline="") as file:
-        rows = {(row["row"], row["column"], row["metric"]): row for row in csv.DictReader(file)}
-    for cell in table.cells:
-        assert rows[cell.row, cell.column, cell.metric]["paper"] == cell.paper.value
-    assert not any(row["n"] or row["run_ids"] for row in rows.values())
-    page = (tmp_path / "results" / f"{name}.md").read_text()
-    assert all(label in page for label in (*table.rows, *table.columns, *table.footnotes))
-    assert (tmp_path / "results" / f"{name}.tex").exists()
-    assert (tmp_path / "results" / f"{name}.png").exists() == (name == "vsam/figure1")  # the one whose points the text prints
 
 
 FIGURES = {
@@ -560,21 +250,6 @@ rows: {S-32: {run: optimizer=sam, paper: [23M, 32×32, 49, 384, 6, 12, 3e-3, ste
     assert (cells[0].line.mean, cells[-1].line.mean) == ("22.9M", "0.05")
 
 
-def test_the_committed_tables_are_what_the_committed_runs_render_to(tmp_path):
-    results = ROOT / "results"
-    request = Request(runs_dir=str(tmp_path / "none"), results_dir=str(results))
-    for table in select(names()):
-        filled, path = sheet(table, request, Shelf(request.runs_dir, results)), results / table.name
-        pictures = path.with_suffix(".png").exists()
-        for content, kind in ((as_csv(filled.lines), "csv"), (as_markdown(filled, pictures), "md"), (as_latex(filled, pictures), "tex")):
-            assert content == path.with_suffix(f".{kind}").read_text(), path.with_suffix(f".{kind}")
-    readme = (ROOT / "README.md").read_text()
-    (tmp_path / "README.md").write_text(readme)
-    update(tmp_path / "README.md", results)
-    assert (tmp_path / "README.md").read_text().replace(os.path.relpath(results, tmp_path), "results") == readme
-    assert index(results) == (results / "README.md").read_text()
-
-
 def test_the_readme_shows_what_has_runs(tmp_path, methods):
     put(tmp_path / "runs", "optimizer=sgd", "scale=small", score=61)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
@@ -595,153 +270,3 @@ def test_the_readme_shows_what_has_runs(tmp_path, methods):
     with pytest.raises(UserError, match="needs a line <!-- tables:begin -->"):
         (tmp_path / "other.md").write_text("nothing")
         update(tmp_path / "other.md", tmp_path / "results")
-
-
-# -- the commands -----------------------------------------------------------------------------------------------------------
-
-
-def command(*words, cwd, **more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "sam_repro.tables", *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, **more,
-    )  # fmt: skip
-
-
-TINY = """run: dataset=digits train_fraction=0.05 epochs=1
-columns: {Acc.: {metric: accuracy}, Norm: {metric: grad_norm}}
-rows: {SGD: {run: optimizer=sgd}, SAM: {run: optimizer=sam}, diverges: {run: optimizer=sgd lr=1e30}}
-"""
-
-
-def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
-    """Two processes at a time: one run is new, one diverges, and one, made by the ordinary command, is not made again."""
-    folder = declare(tmp_path / "experiments", TINY)
-    overrides = ["dataset=digits", "train_fraction=0.05", "epochs=1", "optimizer=sgd", "device=cpu", f"runs_dir={tmp_path / 'runs'}"]
-    launch(compose(overrides), overrides)
-    process = command("run", "own/t", "device=cpu", f"experiments={folder}", "seeds=0", "jobs=2", cwd=tmp_path)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, err
-    assert "1 of 3 runs are done, 0 at work elsewhere, 2 to do." in out
-    assert out.count("done in") == 1
-    assert out.count("failed after") == 1
-    assert "The loss became" in out
-    assert "1 of 2 runs did not finish" in err
-    table = load(folder, "own/t")
-    request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    everything = tasks([table], request, Shelf(request.runs_dir, request.results_dir))
-    assert [task.run.state for task in everything] == ["done", "done", "failed"]
-    lines = lines_of(report(table, request, Shelf(request.runs_dir, request.results_dir)))
-    assert [lines[row, "Acc.", "accuracy"]["run_ids"] for row in table.rows] == [everything[0].run.id, everything[1].run.id, ""]
-    assert lines["SAM", "Norm", "grad_norm"]["mean"] == f"{everything[1].run.summary['grad_norm']:.6f}".rstrip("0")
-
-
-def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_path):
-    """One that diverges stops no other. SGD's own step needs no timing; runs of the archive have no weights to measure."""
-    content = "run: dataset=digits train_fraction=0.05 epochs=1\nmeasure: [cost steps=1, landscape layer=head.linear points=2]\n"
-    content += "rows: {c: {run: optimizer=sgd lr=1e30}, a: {run: optimizer=sgd}, b: {run: optimizer=sam}}"
-    folder = declare(tmp_path / "experiments", content)
-    words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
-    with pytest.raises(UserError, match=r"no_such.*Launchers that are installed: .*basic"):
-        dispatch(["run", *words, "hydra/launcher=no_such", f"runs_dir={tmp_path / 'runs'}"])
-    for wrong in (["show", *words], ["run", *words, "jobs=2"]):
-        with pytest.raises(UserError, match="goes with 'run', and not with jobs="):
-            dispatch([*wrong, "hydra/launcher=basic"])
-    process = command("run", *words, "hydra/launcher=basic", cwd=tmp_path)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 1, out
-    assert "0 of 3 runs are done, 0 at work elsewhere, 3 to do." in out
-    assert "1 of 3 runs did not finish" in err
-    done = {json.loads(path.read_text())["optimizer"]: path.parent for path in (tmp_path / "runs").glob("*/summary.json")}
-    found = {method: sorted(path.name for path in place.rglob("*.json")) for method, place in done.items()}
-    always = ["head.linear.json", "status.json", "summary.json"]
-    assert found == {"sgd": always, "sam": ["cost.json", *always]}
-    again, _ = command("run", *words, cwd=tmp_path).communicate(timeout=60)
-    assert again.splitlines()[0] == "2 of 3 runs are done, 0 at work elsewhere, 1 to do."
-    assert "cost" not in again
-
-    request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(load(folder, "own/t"), request, Shelf(request.runs_dir, request.results_dir))
-    (tmp_path / "results" / "runs" / done["sam"].name / "cost.json").unlink()
-    shown, _ = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
-    assert "to be measured: cost steps=1" in shown
-    assert "still to be measured: 2." in shown  # the cost of SAM, the landscape of what diverges
-    archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
-    assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
-
-
-def test_a_run_that_another_command_began_at_the_same_moment_is_no_failure(tmp_path, methods, monkeypatch, capsys):
-    request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path))
-    todo = tasks([methods], request, Shelf(tmp_path, "none"))[:1]
-    states = iter(["new", "running", "running"])
-    monkeypatch.setattr(Run, "state", property(lambda _: next(states)))
-    monkeypatch.setattr(type(todo[0]), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
-    assert Work(todo, todo, request, [{}]).go() == []
-    assert f"[1/1] {todo[0].run.id} is at work elsewhere" in capsys.readouterr().out
-
-
-def test_an_interrupted_run_stops_its_processes_which_can_resume(tmp_path):
-    folder = declare(tmp_path / "experiments", "run: dataset=digits epochs=5000\nrows: {a: {run: optimizer=sgd}}")
-    words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
-    process = command("run", *words, cwd=tmp_path)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "runs").glob("*/checkpoint/last.pt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the same command resumes" in err
-    (run,) = [Run(tmp_path / "runs", path.parent.name) for path in (tmp_path / "runs").glob("*/status.json")]
-    assert (run.state, run.is_held()) == ("stopped", False)
-    shown, _ = command("show", *words, cwd=tmp_path).communicate(timeout=60)
-    assert f"{run.id}  stopped" in shown
-    assert f"{len(run.metrics())}/5000" in shown
-    assert "0 of 1 runs are done, 1 are missing; one after the other they train for about" in shown
-
-
-def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(tmp_path):
-    for words, said in [
-        (["report", "kdd24/tabel1"], "Did you mean 'kdd24/table1'?"),
-        (["report", "kdd24/table1", "scale=smal"], "Did you mean 'small'?"),
-        (["show", "kdd24/table1", "seeds=a"], "as in seeds=0,1,2"),
-        (["show", "kdd24/table1", "seed=1"], "seeds= here"),
-        (["run", "kdd24/table1", "jobs=many"], "as in jobs=2"),
-        (["run", "kdd24/table1", "jobs=0"], "as in jobs=2"),
-        (["show", "kdd24/table1", "seeds="], "seeds= has no value"),
-        (["show", "kdd24/table1", "jobs=2"], "it goes with 'run'"),
-        (["run", "kdd24/table1", "rerun=true"], "runs rm"),
-        (["show", "kdd24/table1", "device=cpu", "rhoo=1"], "rhoo"),
-        (["show", "kdd24/table1", "epochs=1,2"], "'epochs=1,2' is more than one value"),
-        (["report", "kdd24/table1", "--htlm"], "There is no '--htlm'. Did you mean '--html'?"),
-        (["run", "kdd24/table1", "--html"], "'--html' goes with report."),
-        (["report", "kdd24/table1", "--all"], "usage"),
-        (["run", "kdd24/table1", "hydra.sweep.dir=x"], "of Hydra's there are hydra/launcher="),
-        (["list", "experiments=/no/such"], "There is no folder /no/such"),
-        (["run", "kdd24", "experiment=kdd24/cifar01"], "No cell here runs experiment=kdd24/cifar01. Did you mean 'kdd24/cifar10'?"),
-        (["report", "kdd24/table1", "experiment=kdd24/cifar10"], "experiment= says which runs of a table 'show' and 'run' take"),
-        (["report", "kdd24/table1", "runs_dir=/no/such"], "There is no folder /no/such: runs_dir= names the store"),
-        (["lst"], "There is no command 'lst'. Did you mean 'list'?"),
-        (["show"], "usage: python -m sam_repro.tables list"),
-    ]:
-        with pytest.raises(UserError) as error:
-            dispatch([*words, f"results_dir={tmp_path}"])
-        assert said in str(error.value)
-    loaded = (
-        "import sys; from sam_repro.tables.__main__ import dispatch; "
-        "dispatch(['show', 'kdd24/table1', 'device=cpu']); print('torch' in sys.modules)"
-    )
-    answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert answer.stdout.splitlines()[-1] == "False"
-    assert "0 of 48 runs are done, 48 are missing; how long they take is known once one like them has trained." in answer.stdout
-    assert "dry_run=true\n" in answer.stdout
-
-
-def test_the_hydra_sweep_and_the_table_mean_the_same_runs():
-    """The command of the table's documentation: the ids of its jobs are those the table looks for."""
-    jobs = [
-        identity(compose(["experiment=kdd24/cifar10", f"optimizer={method}", f"seed={seed}", "device=cpu"]))
-        for method in ("sgd", "generalized_sam", "looksam", "layerwise") for seed in (0, 1, 2)
-    ]  # fmt: skip
-    table, request = declared("kdd24/table1"), Request(device="cpu")
-    wanted = tasks([table], replace(request, experiment="kdd24/cifar10"), Shelf("none", "none"))
-    assert {task.run.id for task in wanted} == set(jobs)
-    assert not fill(table, request, Shelf("none", "none")).chosen

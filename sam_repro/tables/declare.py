@@ -96,7 +96,7 @@ class Table:
     @property
     def experiments(self) -> list[str]:
         """The presets that its cells run, in the paper's order; a recipe runs none."""
-        words = (word for cell in self.cells for word in cell.words if self.kind != "recipe")
+        words = (word for cell in self.of("") for word in cell.words)
         return list(dict.fromkeys(word.partition("=")[2] for word in words if word.startswith("experiment=")))
 
     def of(self, experiment: str) -> list[Cell]:

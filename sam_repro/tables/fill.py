@@ -87,7 +87,7 @@ def at_other_settings(tables: Iterable[Table], request: Request, asked: Setting,
     ids: dict[Setting, set[str]] = defaultdict(set)
     anywhere = replace(request, scale="", device="", precision="")
     for table in tables:
-        for cell in {cell.words: cell for cell in table.of(request.experiment) if cell.words}.values():
+        for cell in {cell.words: cell for cell in table.of(request.experiment)}.values():
             found = _find(cell, request.seeds or tuple(range(table.seeds)), anywhere, shelf)
             for setting, runs in found.items():
                 ids[setting] |= {run.id for run in runs.values()}

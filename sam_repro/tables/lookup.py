@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import OUTSIDE, Config, compose, identity, keys_of
 from ..schema import UserError, read
 from ..tracking.console import console
-from ..train.store import Run
+from ..train.store import DamagedError, Run
 from .declare import Cell, Words, distinct
 
 SCALES = ("paper", "small")  # shown where the user names none: the first that has runs. A smoke test's numbers mean nothing.
@@ -82,20 +82,18 @@ class Shelf:
 
     def finished(self, run_id: str) -> Run | None:
         """The finished run of this id, if there is one; UserError where it is damaged, and the archive has no whole one."""
-        damaged = None
+        damaged: DamagedError | None = None
         for place in (self.store, self.archive):
+            run = Run(place, run_id)
             try:
-                run = Run(place, run_id)
                 if (place / run_id / "summary.json").exists() and run.state == "done":
                     run.check()
                     if damaged:
                         warn(f"{damaged} Until then {run.path} stands for it.")
                     return run
-            except UserError as error:
-                if place == self.archive:
-                    file = str(error).partition(" is ")[0]
-                    error = UserError(f"{file} is damaged: restore it, or remove {run.path}, and 'tables run' makes the run anew.")
-                damaged = damaged or error
+            except DamagedError as error:
+                advice = f"damaged: restore it, or remove {run.path}, and 'tables run' makes the run anew."
+                damaged = damaged or (DamagedError(error.path, advice) if place == self.archive else error)
         if damaged:
             raise damaged
         return None

@@ -46,6 +46,14 @@ RESULTS = {
 }  # fmt: skip
 
 
+class DamagedError(UserError):
+    """A file of a run is missing, or not whole."""
+
+    def __init__(self, path: Path, advice: str) -> None:
+        super().__init__(f"{path} is {advice}")
+        self.path = path
+
+
 class Run:
     """One directory of the store."""
 
@@ -228,10 +236,10 @@ class Run:
                     return
         raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
 
-    def _damaged(self, name: str) -> UserError:
+    def _damaged(self, name: str) -> DamagedError:
         if name in MEASURED.values() or name.startswith("landscape/"):
-            return UserError(f"{self.path / name} is damaged: measure the run again, which replaces it, or remove it.")
-        return UserError(f"{self.path / name} is missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
+            return DamagedError(self.path / name, "damaged: measure the run again, which replaces it, or remove it.")
+        return DamagedError(self.path / name, f"missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
     def is_held(self) -> bool:
         """Whether a process is at work on the run."""

@@ -1,0 +1,165 @@
+"""The papers' tables: what is declared, that it composes, and what the committed runs render to."""
+
+import csv
+import os
+from dataclasses import replace
+
+import pytest
+from own_tables import ROOT, declared
+
+from sam_repro.config import compose, identity
+from sam_repro.tables.declare import names, select
+from sam_repro.tables.fill import fill
+from sam_repro.tables.latex import as_latex
+from sam_repro.tables.lookup import Request, Shelf, configuration
+from sam_repro.tables.metrics import METRICS
+from sam_repro.tables.readme import index, update
+from sam_repro.tables.recipe import PARTS, SETTINGS
+from sam_repro.tables.render import as_csv, as_markdown
+from sam_repro.tables.report import report
+from sam_repro.tables.sheet import sheet
+from sam_repro.tables.work import tasks
+
+# Rows, columns, and the sums of values and deviations: taken from the papers' text by a script, not from the declarations.
+PAPERS = {
+    "kdd24/table1": (4, 4, 1349.55, 7.7),
+    "kdd24/table2": (4, 4, 5202.89, 0),
+    "kdd24/table3": (12, 1, 979.03, 6.5),
+    "kdd24/table4": (15, 2, 1246.51 + 6005.9, 8.1),
+    "vsam/table1": (6, 3, 505.17 + 199603 + 2734, 0),
+    "vsam/table2": (4, 3, 337.61 + 102345 + 1947, 0),
+    "vsam/table3": (36, 6, 3492.59 + 554977 + 38916 + 2982.75 + 552280 + 39111, 4.8),
+    "vsam/table4": (3, 4, 289.64 + 7677 + 241.78 + 7692, 0),
+    "vsam/table5": (4, 4, 355.66 + 4109 + 336.88 + 3934, 0),
+    "msam/table2": (9, 3, 2293.55, 4.07),
+    "msam/table3": (4, 3, 1024.48, 4.51),
+    "msam/table4": (2, 3, 0, 0),
+    "msam/table5": (3, 3, 279.85, 0),
+    "msam/tableB1": (3, 3, 98071, 257),
+    "msam/tableB2": (3, 3, 279.85, 2.35),
+}
+
+
+OTHERS = {
+    "kdd24/equations8_9": (21, 2), "kdd24/figure1": (1, 2), "kdd24/figure2": (1, 1), "kdd24/figure3": (4, 3), "kdd24/figure4": (4, 3),
+    "kdd24/figure5": (3, 3), "kdd24/figure6": (1, 1), "vsam/figure1": (6, 4), "vsam/figure2": (1, 3), "msam/figure1": (5, 2),
+    "msam/figureB1": (12, 2), "looksam/table8": (12, 10), "looksam/table9": (14, 10), "looksam/table10": (4, 6),
+}  # fmt: skip
+
+
+SEEDS = {"kdd24": 3, "vsam": 3, "msam": 5}
+
+
+def number(text):
+    return float(text) if text else 0.0
+
+
+def test_every_table_and_figure_is_declared():
+    assert [name for name in names() if name.startswith("looksam/")] == ["looksam/table8", "looksam/table9", "looksam/table10"]
+    assert sorted(names()) == sorted([*PAPERS, *OTHERS])
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_table_has_the_cells_and_the_values_of_the_paper(name):
+    table, (rows, columns, values, deviations) = declared(name), PAPERS[name]
+    assert (len(table.rows), len(table.columns), len(table.cells)) == (rows, columns, rows * columns)
+    assert sum(number(cell.paper.value) for cell in table.cells) == pytest.approx(values)
+    assert sum(number(cell.paper.std) for cell in table.cells) == pytest.approx(deviations)
+    assert table.seeds == SEEDS[name.partition("/")[0]]
+    assert table.footnotes
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_figures_and_recipes_have_their_cells(name):
+    table = declared(name)
+    assert (len(table.rows), len(table.columns)) == OTHERS[name]
+    assert table.kind == ("recipe" if "looksam" in name else "table" if "equations" in name else "figure")
+    known = {**SETTINGS, **PARTS} if table.kind == "recipe" else METRICS
+    assert {cell.metric for cell in table.cells} <= known.keys()
+
+
+def test_printed_ratios_are_those_of_the_printed_speeds():
+    """An oracle for the numbers as typed: the paper rounds its ratios to percent, from speeds rounded before."""
+    checked = 0
+    for name in ("vsam/table1", "vsam/table3", "vsam/table5"):
+        for cell in declared(name).cells:
+            if cell.paper.ratio and not cell.quoted:
+                own = [c for c in declared(name).cells if c.metric == cell.metric and c.words == (cell.words[0], "optimizer=sam")]
+                assert 100 * number(cell.paper.value) / number(own[0].paper.value) == pytest.approx(number(cell.paper.ratio), abs=1)
+                checked += 1
+    assert checked == 6 + 2 * 3 * 8 + 2 * 3
+
+
+def test_values_that_stand_in_two_places_agree():
+    three = {(cell.words, cell.metric): cell.paper for name in ("vsam/table3",) for cell in declared(name).cells if cell.words}
+    assert all(three[cell.words, cell.metric] == cell.paper for cell in declared("vsam/figure1").cells)
+    fours = {"k=4", "optimizer=layerwise"}  # in both tables
+    found = (cell for name in ("kdd24/table4", "kdd24/table2") for cell in declared(name).cells)
+    throughput = {(cell.words, cell.metric): cell.paper for cell in found if not fours <= {*cell.words}}
+    same = [cell for cell in declared("kdd24/equations8_9").cells if (cell.words, cell.metric) in throughput]
+    assert len(same) == 3 * 6
+    assert all(throughput[cell.words, cell.metric] == cell.paper for cell in same)
+
+
+def test_quoted_cells_have_no_run_and_all_others_have_one():
+    for name in PAPERS | OTHERS:
+        for cell in declared(name).cells:
+            assert bool(cell.words) != bool(cell.quoted), (name, cell)
+    quoted = {cell.row.partition(" / ")[2] for cell in declared("vsam/table3").cells if cell.quoted}
+    assert quoted == {"ESAM¹", "SAF²", "MESA²", "AE-SAM³"}
+
+
+@pytest.mark.parametrize("name", [*PAPERS, *OTHERS])
+def test_every_cell_composes(name):
+    """At the paper's scale, and with its substitute at the scale that has one."""
+    table = declared(name)
+    wanted = {(cell.words, scale): cell for cell in table.cells if cell.words for scale in ("paper", *cell.substitutes)}
+    for (words, scale), cell in wanted.items():
+        config = configuration(replace(cell, words=words), scale, Request())
+        assert config["scale"] == scale
+        for substituted in cell.substitutes[scale].words if scale in cell.substitutes else ():
+            key = substituted.partition("=")[0]
+            assert substituted == f"{key}={config['model']['name'] if key == 'model' else config[key]}"
+
+
+@pytest.mark.parametrize("name", [*PAPERS, *OTHERS])
+def test_every_table_renders_with_the_papers_values_alone(name, tmp_path):
+    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    table = declared(name)
+    report(table, request, Shelf(request.runs_dir, request.results_dir))
+    with (tmp_path / "results" / f"{name}.csv").open(newline="") as file:
+        rows = {(row["row"], row["column"], row["metric"]): row for row in csv.DictReader(file)}
+    for cell in table.cells:
+        assert rows[cell.row, cell.column, cell.metric]["paper"] == cell.paper.value
+    assert not any(row["n"] or row["run_ids"] for row in rows.values())
+    page = (tmp_path / "results" / f"{name}.md").read_text()
+    assert all(label in page for label in (*table.rows, *table.columns, *table.footnotes))
+    assert (tmp_path / "results" / f"{name}.tex").exists()
+    assert (tmp_path / "results" / f"{name}.png").exists() == (name == "vsam/figure1")  # the one whose points the text prints
+
+
+def test_the_committed_tables_are_what_the_committed_runs_render_to(tmp_path):
+    results = ROOT / "results"
+    request = Request(runs_dir=str(tmp_path / "none"), results_dir=str(results))
+    for table in select(names()):
+        filled, path = sheet(table, request, Shelf(request.runs_dir, results)), results / table.name
+        pictures = path.with_suffix(".png").exists()
+        for content, kind in ((as_csv(filled.lines), "csv"), (as_markdown(filled, pictures), "md"), (as_latex(filled, pictures), "tex")):
+            assert content == path.with_suffix(f".{kind}").read_text(), path.with_suffix(f".{kind}")
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "README.md").write_text(readme)
+    update(tmp_path / "README.md", results)
+    assert (tmp_path / "README.md").read_text().replace(os.path.relpath(results, tmp_path), "results") == readme
+    assert index(results) == (results / "README.md").read_text()
+
+
+def test_the_hydra_sweep_and_the_table_mean_the_same_runs():
+    """The command of the table's documentation: the ids of its jobs are those the table looks for."""
+    jobs = [
+        identity(compose(["experiment=kdd24/cifar10", f"optimizer={method}", f"seed={seed}", "device=cpu"]))
+        for method in ("sgd", "generalized_sam", "looksam", "layerwise") for seed in (0, 1, 2)
+    ]  # fmt: skip
+    table, request = declared("kdd24/table1"), Request(device="cpu")
+    wanted = tasks([table], replace(request, experiment="kdd24/cifar10"), Shelf("none", "none"))
+    assert {task.run.id for task in wanted} == set(jobs)
+    assert not fill(table, request, Shelf("none", "none")).chosen
