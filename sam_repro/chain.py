@@ -55,26 +55,39 @@ def layers(model: nn.Module) -> list[Layer]:
     """The trainable layers of ``model`` in forward (registration) order: the units of KDD'24's k and LayerSAM's (i).
 
     A layer is a convolution, linear map or embedding with its bias. Any other parameter (normalisation, class token,
-    step size) belongs to the last such module registered before it, else to the first one. A layer with nothing
-    trainable is left out. A tied parameter belongs to the layer where it is registered first.
+    step size) belongs to the last such module registered before it, else to the first one: a normalisation to the one that
+    it follows. Where a normalisation stands before the one that it acts with, the order of registration cannot know it: the
+    module that holds both says ``feeds = {"norm1": "attn", "norm2": "mlp"}``, and the normalisation belongs to the (first) layer
+    in what it feeds. A layer with nothing trainable is left out. A tied parameter belongs to the layer where it is registered first.
     """
     first_stage = _first_stages(model)
+    fed = _fed(model)
+    groups: dict[nn.Module, tuple[str, list[nn.Parameter]]] = {
+        module: (name, []) for name, module in model.named_modules() if isinstance(module, WEIGHT_BEARING)
+    }
+    holder = next(iter(groups), model)
+    groups = groups or {model: ("model", [])}
     seen: set[nn.Parameter] = set()
-    before: list[nn.Parameter] = []
-    groups: list[tuple[str, list[nn.Parameter]]] = []
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHT_BEARING):
-            groups.append((name, []))
+    for module in model.modules():
+        holder = module if module in groups else holder
         for parameter in module.parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)
-                (groups[-1][1] if groups else before).append(parameter)
-    if groups:
-        groups[0][1][:0] = before
-    else:
-        groups = [("model", before)]
-    found = ((name, [p for p in parameters if p.requires_grad]) for name, parameters in groups)
+                groups[fed.get(module, holder)][1].append(parameter)
+    found = ((name, [p for p in parameters if p.requires_grad]) for name, parameters in groups.values())
     return [Layer(name, ps, min(first_stage[p] for p in ps)) for name, ps in found if ps]
+
+
+def _fed(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """The layer that each normalisation before one belongs to."""
+    fed: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        feeds = getattr(module, "feeds", None)
+        for source, target in feeds.items() if isinstance(feeds, dict) else ():
+            layer = next((m for m in module.get_submodule(target).modules() if isinstance(m, WEIGHT_BEARING)), None)
+            if layer is not None:
+                fed[module.get_submodule(source)] = layer
+    return fed
 
 
 def _first_stages(model: nn.Module) -> dict[nn.Parameter, int]:

@@ -7,15 +7,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, kind, options, read, reference, suggest, typed
+from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, flat, kind, options, read, reference, suggest, typed
 from .tracking import check
 
-NUMERICS = 1  # raised when a fix changes the numbers a configuration gives: old runs are then other runs
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
 DEVICE = r"auto|cpu|cuda(:\d+)?"
@@ -98,6 +98,8 @@ def _scale(config: Config, scale: Config, given: set[str]) -> None:
         config["max_samples"] = scale["samples"]
     if scale["batch"] and "batch_size" not in given:
         config["batch_size"] = min(config["batch_size"], scale["batch"])
+    if scale["score_every"] and "score_every" not in given:
+        config["score_every"] = scale["score_every"]
 
 
 def _part(part: str, node: Config, written: Config, given: set[str], factors: dict[str, float], config: Config) -> Config:
@@ -120,6 +122,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
     """What every run has, and every method of two passes; and a refusal of what nobody reads."""
     core = read("config")
     known = Fields(core, core.pop("choices"), core.pop("limits"))
+    del core["neutral"]
     shared = Fields(core["optimizer"], known.choices, known.limits)
     for key in shared.defaults if "when" in config["optimizer"] else ():
         knob = reference(raw["optimizer"][key])
@@ -160,9 +163,32 @@ def identity(config: Config) -> str:
     """
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
     keys = {*read("config"), *PARTS, "optimizer", "scale"} - set(OUTSIDE)
-    inside = {key: value for key, value in config.items() if key in keys}
-    inside |= {"device": config["device"].partition(":")[0], "numerics": NUMERICS}
+    inside = _without_neutral({key: value for key, value in config.items() if key in keys}, read("config"))
+    for part in PARTS:
+        inside[part] = _without_neutral(config[part], read(f"{part}/{config[part]['name']}"))
+    method = dict(config["optimizer"])
+    method |= {p: _without_neutral(method[p], read(f"optimizer/{p}/{method[p]['name']}")) for p in METHOD_PARTS if p in method}
+    inside |= {"optimizer": method, "device": config["device"].partition(":")[0], "numerics": 1}
+    if fixes := fixed(config):
+        inside["numerics"] = [1, *fixes]
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _without_neutral(values: Config, written: Config) -> Config:
+    """Without the fields that are younger than the rest, where they have the value of the time before them."""
+    neutral = written.get("neutral", {})
+    return {key: value for key, value in values.items() if key not in neutral or neutral[key] != value}
+
+
+def fixed(config: Config) -> list[str]:
+    """The fixes of ``conf/numerics.yaml`` that changed what this configuration gives, by name: runs before and after are different runs."""
+    values = dict(flat(config))
+    fixes = read("numerics")
+    return [name for name, fix in fixes.items() if any(_matches(values, condition) for condition in fix["of"])]
+
+
+def _matches(values: Config, condition: Config) -> bool:
+    return all(key in values and any(fnmatch(str(values[key]), pattern) for pattern in one.split("|")) for key, one in condition.items())
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

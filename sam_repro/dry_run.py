@@ -80,7 +80,8 @@ def _estimate(job: Job, timing: Timing) -> str:
     when = job.config["optimizer"].get("when", {}).get("name")
     steady = when in ("never", "always")
     low, high = (timing.cost, timing.cost) if steady else (1.0, 2.0 if when else 4 / 3)
-    steps, evaluations = len(job.batches) * job.config["epochs"], job.config["epochs"] * timing.evaluation
+    epochs, every = job.config["epochs"], job.config["score_every"]
+    steps, evaluations = len(job.batches) * epochs, -(-epochs // every) * timing.evaluation
     ends = [clock(cost * timing.plain * steps + evaluations) for cost in (low, high)]
     if steady:
         return f"about {ends[0]}"

@@ -3,7 +3,8 @@
 The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
 of the field. ``choices: {field: [words]}`` in the file names the words a field may take, ``limits: {field: [low, high]}``
 the numbers; a number without limits is not negative. ``kind: text`` says of a data set or a model that it is not of images,
-and ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``.
+``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that a field
+is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
-METADATA = ("choices", "limits", "kind", "scales")  # of an option file: what it says of its fields
+METADATA = ("choices", "limits", "kind", "scales", "neutral")  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
@@ -104,6 +105,15 @@ def resolve(value: Any, root: dict[str, Any]) -> Any:
     for key in target.split("."):
         node = node[key]
     return resolve(node, root)
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` as ``("a.b", 1)``."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def reference(value: Any) -> str | None:

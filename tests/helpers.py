@@ -73,13 +73,18 @@ METHODS = [
     ("generalized_sam", {"r": 0.2, "alpha": 0.7}),
     ("generalized_sam", {"r": 0.2, "alpha": 0.7, "normalize": True}),
     ("layerwise", {"k": 2, "r": 0.3}),
+    ("generalized_sam", {"r": 0.2, "alpha": 0.7, "normalize": True, "tensors": "weights"}),
     ("layerwise", {"k": 1, "r": 0.3, "criterion": "low"}),
+    ("layerwise", {"k": 2, "r": 0.3, "normalize": True}),
+    ("layerwise", {"k": 2, "r": 0.3, "normalize": True, "tensors": "weights"}),
+    ("layerwise", {"k": 2, "r": 0.3, "tensors": "weights"}),
     ("layerwise", {"k": "all", "r": 0.3, "alpha": 0.6}),
     ("sam_n", {"rho": 0.1, "n": 3}),
     ("asam", {"rho": 0.5, "eta": 0.01}),
     ("looksam", {"rho": 0.1, "k": 3, "alpha": 0.7}),
     ("layersam", {"rho": 0.2, "trust": "printed"}),
     ("layersam", {"rho": 0.05, "trust": "local"}),
+    ("layersam", {"rho": 0.05, "trust": "whole"}),
     ("looklayersam", {"rho": 0.2, "k": 4, "alpha": 0.6, "trust": "printed"}),
     ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}),
     ("vsam", {"rho": 0.1, "gamma": 0.8, "start": 2, "s1": 10.0, "N": 20}),
@@ -107,9 +112,9 @@ def places(step, n=12):
 class Reference:
     """Two full passes, written from the formulas, on a model of its own."""
 
-    def __init__(self, name, model, *, rho=0.05, r=0.1, alpha=0.8, k=None, criterion="high", normalize=False):
+    def __init__(self, name, model, *, rho=0.05, r=0.1, alpha=0.8, k=None, criterion="high", normalize=False, tensors="all"):
         self.name, self.model, self.rho, self.r, self.alpha = name, model, rho, r, alpha
-        self.k, self.criterion, self.normalize = k, criterion, normalize
+        self.k, self.criterion, self.normalize, self.tensors = k, criterion, normalize, tensors
         self.groups = [[i for i, p in enumerate(model.parameters()) if any(p is q for q in layer.parameters)] for layer in layers(model)]
         self.norms = [0.0] * len(self.groups)
         self.first = True
@@ -120,16 +125,19 @@ class Reference:
         _, g = plain_gradient(self.model, x, y, train_statistics=True)
         if self.name == "sgd":
             return g
-        norm = torch.sqrt(sum(t.square().sum() for t in g))
         chosen, alpha, scale = everything, self.alpha, self.r
-        if self.name == "sam":
-            alpha, scale = 1.0, self.rho / norm
-        if self.name == "generalized_sam" and self.normalize:
-            scale = self.r / norm
         if self.name == "layerwise" and self.k != "all":
             order = sorted(range(len(self.groups)), key=lambda i: self.norms[i], reverse=self.criterion == "high")
-            picked = range(len(self.groups) - self.k, len(self.groups)) if self.first else order[: self.k]
+            ties = range(len(self.groups)) if self.criterion == "low" else reversed(range(len(self.groups)))
+            picked = list(ties)[: self.k] if self.first else order[: self.k]
             chosen = {index for layer in picked for index in self.groups[layer]}
+        if self.tensors == "weights":
+            chosen = {index for index in chosen if g[index].ndim > 1}
+        norm = torch.sqrt(sum(g[index].square().sum() for index in chosen))
+        if self.name == "sam":
+            alpha, scale = 1.0, self.rho / norm
+        if self.normalize:
+            scale = self.r / norm
         moved = shifted(self.model, chosen, [scale * t for t in g])
         _, sam = plain_gradient(moved, x, y, train_statistics=False)
         self.norms = [torch.sqrt(sum(sam[i].square().sum() for i in group)).item() for group in self.groups]
@@ -169,8 +177,8 @@ class Family(Reference):
             for group in self.groups:
                 w_norm, g_norm = total_norm([weights[i] for i in group]), total_norm([g[i] for i in group])
                 for i in group:
-                    eps[i] = knobs["rho"] * w_norm / g_norm * g[i] / (1 if knobs["trust"] == "local" else total_norm(g))
-            return eps
+                    eps[i] = knobs["rho"] * w_norm / g_norm * g[i] / (total_norm(g) if knobs["trust"] == "printed" else 1)
+            return [knobs["rho"] * e / total_norm(eps) for e in eps] if knobs["trust"] == "whole" else eps
         return [knobs["rho"] * t / total_norm(g) for t in g]
 
     def sam(self, x, y, g):

@@ -3,7 +3,6 @@
 import itertools
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -77,15 +76,12 @@ def test_a_wrong_word_is_answered_in_one_sentence(overrides, says):
     assert "\n" not in str(caught.value)
 
 
-def test_errors_and_help_come_within_a_second_because_torch_is_not_loaded():
+def test_errors_and_help_come_at_once_because_torch_is_not_loaded():
     loads = "import sys, sam_repro.config, sam_repro.runs, sam_repro.sweep, sam_repro.__main__; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loads], capture_output=True, text=True, check=True).stdout.strip() == "False"
-    start = time.perf_counter()
     answer = subprocess.run([sys.executable, "-m", "sam_repro", "optimizer=sgd", "k=4"], capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     assert answer.returncode == 1
     assert answer.stderr == "sam_repro: optimizer=sgd has no knob 'k'; the methods that have it: layerwise, looklayersam, looksam.\n"
-    assert seconds < 3, "0.6 s on a quiet machine; the tests share theirs"
 
 
 @pytest.mark.parametrize("method", options("optimizer"))
@@ -139,8 +135,10 @@ def test_an_experiment_brings_each_method_its_own_numbers():
 
 def test_scale_is_a_factor_that_the_command_line_beats():
     small = compose(["experiment=kdd24/cifar10", "scale=small"])
-    assert (small["epochs"], small["train_fraction"], small["scale"]) == (30, 0.1, "small")
-    assert compose(["experiment=kdd24/cifar10", "scale=small", "epochs=7"])["epochs"] == 7
+    assert (small["epochs"], small["train_fraction"], small["scale"]) == (150, 0.1, "small")
+    assert small["score_every"] == 10
+    given = compose(["experiment=kdd24/cifar10", "scale=small", "epochs=7", "score_every=3"])
+    assert (given["epochs"], given["score_every"]) == (7, 3)
     assert compose(["scale=smoke"])["epochs"] == 1
 
 

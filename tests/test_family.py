@@ -185,7 +185,7 @@ def test_aelooksam_is_a_combination():
 
 def test_vsam_sets_its_rate_by_equations_8_to_15():
     gradient = create("vsam", small_chain(), N=4, M=2, s1=2.0, start=0, alpha=0.5, cap=1.0, norm_layers=4)
-    norms = [(1.0, 2.0), (3.0, 4.0), (2.0, 2.0), (5.0, 4.0), (4.0, 8.0), (1.0, 4.0)]
+    norms = [(2.0, 1.0), (6.0, 3.0), (1.0, 2.0), (3.0, 4.0), (2.0, 2.0), (5.0, 4.0), (4.0, 8.0), (1.0, 4.0)]
     when = gradient.when
     when.norms.extend(norms)
 
@@ -195,8 +195,8 @@ def test_vsam_sets_its_rate_by_equations_8_to_15():
         return sum(variances) / len(variances)
 
     psf = [p for p, _ in norms]
-    v = [spread(psf[max(0, i - 3) : i + 1]) for i in (2, 3, 4, 5)]
-    r = [p / s for p, s in norms[2:]]
+    v = [spread(psf[i - 3 : i + 1]) for i in (4, 5, 6, 7)]
+    r = [p / s for p, s in norms[4:]]
     change = sum((after - before) / before for values in (v, r) for before, after in pairwise(values)) / 3
     expected = 2.0 * (1 + 0.5 * change)
     when._set_rate()
@@ -348,7 +348,7 @@ def test_vsam_keeps_its_rate_when_the_loss_is_scaled():
     rates = []
     for scaled in (False, True):
         model = small_chain()
-        gradient, optimizer = create("vsam", model, N=10, s1=4.0, start=5, rho=0.1), base(model)
+        gradient, optimizer = create("vsam", model, N=10, s1=4.0, start=20, rho=0.1), base(model)
         for step in range(40):
             scaler = torch.amp.GradScaler("cpu", init_scale=4.0 ** (step % 6)) if scaled else None
             gradient.backward(*batch(seed=step), criterion, scaler=scaler)

@@ -119,7 +119,7 @@ def test_timm_models_are_chains_of_one_stage():
     ("name", "values", "says"),
     [
         ("resnett20", {}, "Did you mean 'resnet20'"),
-        ("resnet20", {"shortcut": "C"}, "one of A, B"),
+        ("resnet20", {"shortcut": "D"}, "one of A, B, C"),
         ("resnet20", {"shortcu": "A"}, "Did you mean 'shortcut'"),
         ("timm", {}, "model.arch must be given"),
     ],

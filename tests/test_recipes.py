@@ -112,10 +112,10 @@ def test_the_warm_up_has_the_steps_of_the_table(experiment, steps, batches):
 
 def test_what_counts_epochs_or_steps_follows_the_scale():
     paper, small = (numbers("vsam/cifar10_resnet18", "vsam", f"scale={scale}") for scale in ("paper", "small"))
-    assert (paper["start"], small["start"]) == (1955, 39)  # 0.2 of the epochs, 0.1 of the data
-    assert small["optimizer"]["when"]["start"] == 39
+    assert (paper["start"], small["start"]) == (1955, 196)  # all epochs, a tenth of the data
+    assert small["optimizer"]["when"]["start"] == 196
     assert numbers("vsam/cifar10_resnet18", "vsam", "scale=small", "start=7")["start"] == 7
-    assert numbers("vsam/cifar10_resnet18", "saf", "scale=small")["start"] == 1
+    assert numbers("vsam/cifar10_resnet18", "saf", "scale=small")["start"] == 5
     assert numbers("looksam/vit_b32", "sam", "scale=smoke")["warmup"] == pytest.approx(0.31949)
     assert numbers("looksam/vit_b32", "sam", "scale=smoke")["batch_size"] == 64
 

@@ -14,9 +14,9 @@ from .digits import digits
 from .flowers import flowers102
 from .glue import glue
 from .imagenet import imagenet
-from .split import Dataset, Samples
+from .split import Batches, Dataset, FullBatches, Samples
 
-__all__ = ["Dataset", "Parts", "Samples", "load", "to"]
+__all__ = ["Batches", "Dataset", "FullBatches", "Parts", "Samples", "load", "to"]
 
 READERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

@@ -106,7 +106,8 @@ class FolderDataset(Dataset):
             prefetch_factor=2 if self.workers else None,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        normalise = Normalise(*KNOWN[self.augment.normalise], self.augment.size, self.device)
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN[self.augment.normalise])
+        normalise = Normalise(mean, std, self.augment.size, self.device)
         loaded = iter(loader)
         for indices in order:
             got = [self._next(loaded) for _ in indices.split(PIECE)]

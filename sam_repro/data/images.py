@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..schema import UserError
 from .split import Dataset, Samples, Tensors
 
 # Mean and deviation of a channel on the scale 0-255, in place of the data set's own.
@@ -55,7 +56,9 @@ class ImageDataset(Dataset):
 
     def normalised(self, device: torch.device) -> Normalise:
         """To the mean and deviation that ``augment.normalise`` names."""
-        mean, std = KNOWN.get(self.augment.normalise, (self.mean, self.std))
+        if self.augment.normalise == "pixel":
+            return Normalise(*pixel_moments(self.train.inputs), self.augment.size, device)
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN.get(self.augment.normalise, (self.mean, self.std)))
         return Normalise(mean, std, self.augment.size, device)
 
     def batches(self, split: Tensors, batch_size: int, seed: int) -> TrainBatches:
@@ -76,8 +79,14 @@ class TrainBatches:
         self.inputs, self.targets = split.inputs, split.targets
         self.batch_size, self.seed, self.augment = batch_size, seed, dataset.augment
         self.normalise = dataset.normalised(split.inputs.device)
-        crop, (height, width) = 0 if self.augment.inception else self.augment.crop, split.inputs.shape[2:]
-        padded = F.pad(split.inputs, (crop, crop, crop, crop))
+        images = split.inputs
+        if self.augment.normalise == "pixel":  # a pixel's mean is of its place: before the image is moved, and padded with zeros after
+            if self.augment.inception or self.augment.size:
+                raise UserError("dataset.normalise=pixel needs images as they are: set dataset.inception=false and dataset.size=0.")
+            images = self.normalise(images).contiguous()
+            self.normalise = Normalise(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), 0, images.device)
+        crop, (height, width) = 0 if self.augment.inception else self.augment.crop, images.shape[2:]
+        padded = F.pad(images, (crop, crop, crop, crop))
         # Every crop of every image, as a view: windows[i, :, dy, dx] is image i moved by (dy, dx).
         self.windows = padded.unfold(2, height, 1).unfold(3, width, 1)
 
@@ -88,7 +97,7 @@ class TrainBatches:
     @property
     def nbytes(self) -> int:
         """Of the padded images."""
-        return self.windows._base.numel() if self.windows._base is not None else 0
+        return self.windows.untyped_storage().nbytes()
 
     def epoch(self, number: int) -> Iterator[Samples]:
         """The batches of epoch ``number``."""
@@ -139,12 +148,17 @@ def moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple((square - mean**2).sqrt().tolist())
 
 
-class Normalise:
-    """uint8 images to float32 ones, channels last: enlarged to ``size``, mean 0 and deviation 1 in every channel."""
+def pixel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of every pixel of uint8 images, each ``(channels, height, width)``; the deviation of a constant one is 1."""
+    deviation, mean = torch.std_mean(images.float(), 0, correction=0)
+    return mean, torch.where(deviation == 0, torch.ones_like(deviation), deviation)
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], size: int, device: torch.device) -> None:
-        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+class Normalise:
+    """uint8 images to float32 ones, channels last: enlarged to ``size``, mean 0 and deviation 1 in every channel, or in every pixel."""
+
+    def __init__(self, mean: Tensor, std: Tensor, size: int, device: torch.device) -> None:
+        self.mean, self.std = mean.to(device), std.to(device)  # (channels or 1, 1 or height, 1 or width)
         self.size = size
 
     def __call__(self, images: Tensor) -> Tensor:

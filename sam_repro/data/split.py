@@ -93,6 +93,27 @@ class Shuffled:
         return 1_000_003 * self.seed + number
 
 
+@dataclass(frozen=True)
+class FullBatches:
+    """``batches`` without the one of an epoch that is shorter than ``batch_size``: in every epoch other samples are left out."""
+
+    batches: Batches
+    batch_size: int
+    samples: int
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, beside the split's."""
+        return self.batches.nbytes
+
+    def epoch(self, number: int) -> Iterator[Samples]:
+        """The batches of epoch ``number``."""
+        return (samples for samples in self.batches.epoch(number) if len(samples.targets) == self.batch_size)
+
+
 class Dataset(ABC):
     """A data set with what a model and a reader of its scores need to know."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..chain import Chain
 from .lsq import lsq
-from .resnet import Head, stem
+from .resnet import Head, first
 
 # Output channels and stride of the thirteen separable convolutions of v1.
 V1 = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -43,7 +43,7 @@ class InvertedResidual(nn.Module):
 
 def mobilenet(num_classes: int, in_channels: int, version: str, bits: int) -> Chain:
     """``v1``: 3x3 convolutions within each channel, then 1x1. ``v2``: inverted residuals."""
-    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=stem(in_channels, 32))
+    stages: OrderedDict[str, nn.Module] = OrderedDict(stem=first(in_channels, 32))
     before = 32
     if version == "v1":
         for index, (o, stride) in enumerate(V1, start=1):

@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..chain import Chain
-from .resnet import Head, he_normal
+from .resnet import NormalisedHead, branches_at_zero, he_normal
 
 
 class PyramidBlock(nn.Module):
     """BN-conv-BN-ReLU-conv-BN beside a shortcut padded with zero channels: ``(B, i, H, W)`` to ``(B, o, H/stride, W/stride)``."""
+
+    feeds = {"bn1": "conv1", "bn2": "conv2"}
+    last_norm = "bn3"
 
     def __init__(self, i: int, o: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class PyramidBlock(nn.Module):
         return y + F.pad(shortcut, (0, 0, 0, 0, 0, self.wider))
 
 
-def pyramidnet110(num_classes: int, in_channels: int, alpha: int) -> Chain:
+def pyramidnet110(num_classes: int, in_channels: int, alpha: int, zero_gamma: bool) -> Chain:
     """PyramidNet-110: stem of width 16, 54 blocks that add ``alpha / 54`` channels each, head."""
     blocks = 54
     widths = [16 + round(alpha * index / blocks) for index in range(blocks + 1)]
@@ -39,10 +42,9 @@ def pyramidnet110(num_classes: int, in_channels: int, alpha: int) -> Chain:
     for index in range(blocks):
         stride = 2 if index in (blocks // 3, 2 * blocks // 3) else 1
         stages[f"block{index + 1}"] = PyramidBlock(widths[index], widths[index + 1], stride)
-    head = Head(widths[-1], num_classes)
-    stages["head"] = nn.Sequential(
-        OrderedDict([("bn", nn.BatchNorm2d(widths[-1])), ("relu", nn.ReLU(inplace=True)), *head.named_children()])
-    )
+    stages["head"] = NormalisedHead(widths[-1], num_classes)
     model = Chain(stages)
     he_normal(model)
+    if zero_gamma:
+        branches_at_zero(model)
     return model

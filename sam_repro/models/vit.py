@@ -105,6 +105,8 @@ def issubclass_of_vit(arch: str) -> bool:
 
 def chained(vit: Any, head: str, freeze: bool) -> Chain:
     """A vision transformer as a chain: embed, block1, ..., pool, head. The modules are the model's own."""
+    from timm.models.vision_transformer import Block
+
     stages = OrderedDict[str, nn.Module](embed=Embed(vit))
     stages |= {f"block{index}": block for index, block in enumerate(vit.blocks, start=1)}
     stages["pool"] = Pool(vit)
@@ -118,4 +120,9 @@ def chained(vit: Any, head: str, freeze: bool) -> Chain:
         for stage in stages.values():
             stage.requires_grad_(False)
     stages["head"] = nn.Sequential(layers)
-    return Chain(stages)
+    for block in vit.blocks:
+        vars(block)["feeds"] = {"norm1": "attn", "norm2": "mlp"} if isinstance(block, Block) else {}
+    model = Chain(stages)
+    # Not of a class of ours: the modules are timm's.
+    vars(model)["feeds"] = {"pool.norm": "head" if vit.attn_pool is None else "pool.attn_pool", "pool.fc_norm": "head"}
+    return model

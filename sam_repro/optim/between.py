@@ -22,8 +22,12 @@ class Between:
     def setup(self, structure: Structure) -> None:
         """Learn the model."""
 
-    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
-        """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
+        """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one.
+
+        Returns sizes that a user may want to see, 0-dim, by name.
+        """
+        return {}
 
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         """Change the gradient (of all parameters) of a step without an ascent, in place."""
@@ -89,13 +93,14 @@ class Orthogonal(Direction):
     name = "orthogonal"
     alpha: float
 
-    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
         along = ratio(dot(clean, sam), dot(clean, clean))  # |g_s| cos(theta) / |g|
         g_v = torch._foreach_sub(sam, torch._foreach_mul(clean, along))
-        size = norm_of(g_v)
+        size, whole = norm_of(g_v), norm_of(sam)
         # Below this, g_v is rounding: the two gradients were parallel.
-        noise = 100 * torch.finfo(size.dtype).eps * norm_of(sam)
+        noise = 100 * torch.finfo(size.dtype).eps * whole
         self.keep(kept, torch._foreach_mul(g_v, torch.where(size <= noise, torch.zeros_like(size), 1 / size)))
+        return {f"{name}_norm": n if scale is None else n / scale for name, n in (("g_v", size), ("g_s", whole))}
 
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         present, unit = self.present(gradients)
@@ -110,9 +115,10 @@ class DecayedPSF(Direction):
     name = "decayed_psf"
     gamma: float
 
-    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+    def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
         psf = torch._foreach_sub(sam, clean)
         self.keep(kept, psf if scale is None else torch._foreach_div(psf, scale))
+        return {}
 
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         present, psf = self.present(gradients)

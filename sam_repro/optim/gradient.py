@@ -81,11 +81,12 @@ class Gradient(Method):
         self.where.observe(norms)
         if self.watch:
             step.watched = self._watched(selected, step.clean, gradients)
+        report = self._report(step, norms, selected)
         if selected:
-            self._combine(selected, step.clean, [gradients[index] for index in selected])
+            report.reused = self._combine(selected, step.clean, [gradients[index] for index in selected])
         else:
             self.between.reuse(gradients, self._scale())
-        return self._report(step, norms, selected)
+        return report
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
@@ -221,22 +222,23 @@ class Gradient(Method):
 
     # -- the gradient --------------------------------------------------------------------------------------------------
 
-    def _combine(self, selected: list[int], clean: Gradients, sam: Gradients) -> None:
+    def _combine(self, selected: list[int], clean: Gradients, sam: Gradients) -> dict[str, Tensor]:
         """What is remembered of both gradients; then (1 - alpha) g + alpha g' in place of g' (KDD'24, Eq. 2).
 
-        Where one of the two is missing, g' stays.
+        Where one of the two is missing, g' stays. Returns the sizes of what is remembered.
         """
         if not self._needs_clean:
-            return
+            return {}
         both = [(i, c, s) for i, c, s in zip(selected, clean, sam, strict=True) if c is not None and s is not None]
         if not both:
-            return
+            return {}
         kept, cleans, sams = [i for i, _, _ in both], [c for _, c, _ in both], [s for _, _, s in both]
         scale = self._scale()
         self.when.observe(kept, cleans, sams, scale)
-        self.between.remember(kept, cleans, sams, scale)
+        sizes = self.between.remember(kept, cleans, sams, scale)
         if self.mix != 1.0:
             torch._foreach_lerp_(sams, cleans, 1.0 - self.mix)
+        return sizes
 
     def _watched(self, selected: list[int], clean: Gradients, gradients: Gradients) -> Watched:
         """What the gradients of this step say of it. Micro-batches have a perturbation each, so there is no one curvature."""

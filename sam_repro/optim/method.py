@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ class Report:
     forward_units: float
     backward_units: float
     watched: Watched | None = None  # where ``Method.watch`` is on
+    reused: Mapping[str, Tensor] = field(default_factory=dict)  # 0-dim: sizes of what an ascent leaves to later steps, in steps with one
 
 
 @dataclass

@@ -197,15 +197,18 @@ class Variation(When):
         self._on_their_way.clear()
 
     def _set_rate(self) -> None:
-        """Eq. 8 to 14; the rate is kept from dying, one sample in N iterations, and from passing the cap."""
+        """Eq. 8 to 14; the rate is kept from dying, one sample in N iterations, and from passing the cap.
+
+        Each of the last N iterations looks back on N norms (Eq. 8). Until there are 2N the rate stays what it is: the spread of
+        a window that is still filling grows by itself, and the first rates would be several times too high.
+        """
         self._arrived()
         values = list(self.norms)
-        first = max(0, len(values) - self.N)
-        if len(values) - first < 2:
+        if len(values) < 2 * self.N or self.N < 2:
             return
         psf = [norm for norm, _ in values]
-        v = [self._spread(psf[max(0, i + 1 - self.N) : i + 1]) for i in range(first, len(values))]  # Eq. 8
-        r = [norm / sgd if sgd else 0.0 for norm, sgd in values[first:]]  # Eq. 11
+        v = [self._spread(psf[i + 1 - self.N : i + 1]) for i in range(self.N, 2 * self.N)]  # Eq. 8
+        r = [norm / sgd if sgd else 0.0 for norm, sgd in values[self.N :]]  # Eq. 11
         change = mean_change(v) + mean_change(r)  # Eq. 9 and 10, 12 and 13
         if math.isfinite(change):
             self.s = min(max(self.s * (1 + self.alpha * change), 1.0), self.cap * self.N)  # Eq. 14

@@ -27,6 +27,13 @@ class Where:
         self.structure = structure
         self.everything = list(range(len(structure.parameters)))
 
+    def among(self, indices: Sequence[int], tensors: str) -> list[int]:
+        """Of the parameters ``indices``: ``all``, or the ``weights`` alone, those of more than one dimension.
+
+        The code of KDD'24's author perturbs convolution and dense kernels, and neither normalisations nor biases.
+        """
+        return [index for index in indices if tensors == "all" or self.structure.parameters[index].ndim > 1]
+
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
         return self.everything
@@ -51,6 +58,11 @@ def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     return torch.where(denominator == 0, torch.zeros_like(denominator), numerator / denominator)
 
 
+def along(gradients: list[Tensor], length: float, normalize: bool) -> Tensors:
+    """``length`` g/|g| with |g| over all that is perturbed, or ``length`` g."""
+    return torch._foreach_mul(gradients, ratio(length, norm_of(gradients)) if normalize else length)
+
+
 @dataclass
 class Model(Where):
     """rho g/|g| over the whole model (SAM, Foret et al. 2021, Eq. 2), or rho g (KDD'24, Eq. 3)."""
@@ -58,11 +70,17 @@ class Model(Where):
     name = "model"
     rho: float
     normalize: bool
+    tensors: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        self._selected = self.among(self.everything, self.tensors)
+
+    def select(self) -> list[int]:
+        return self._selected
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
-        if not self.normalize:
-            return torch._foreach_mul(gradients, self.rho)
-        return torch._foreach_mul(gradients, ratio(self.rho, norm_of(gradients)))
+        return along(gradients, self.rho, self.normalize)
 
 
 @dataclass
@@ -88,7 +106,8 @@ class Adaptive(Where):
 class TrustRatio(Where):
     """LayerSAM (LookSAM supplement, Algorithm 2), layer by layer.
 
-    ``printed``: rho |w_i|/|g_i| g_i/|g|, with |g| over the model. ``local``: rho |w_i| g_i/|g_i|.
+    ``printed``: rho |w_i|/|g_i| g_i/|g|, with |g| over the model. ``local``: rho |w_i| g_i/|g_i|. ``whole``: every layer's
+    gradient times its trust ratio |w_i|/|g_i|, then all of it at the length rho; ``printed`` at rho = 1 is as long as the weights.
     """
 
     name = "trust_ratio"
@@ -104,17 +123,23 @@ class TrustRatio(Where):
         if self.trust == "printed":
             factor = factor * ratio(1.0, norm_of(gradients))
         per_layer = factor.unbind()
-        return torch._foreach_mul(gradients, [per_layer[self.structure.layer_of[index]] for index in selected])
+        scaled = torch._foreach_mul(gradients, [per_layer[self.structure.layer_of[index]] for index in selected])
+        return along(list(scaled), self.rho, normalize=True) if self.trust == "whole" else scaled
 
 
 @dataclass
 class Layers(Where):
-    """r g on the k layers whose gradient was largest in the last pass (KDD'24, Eq. 6 and Algorithm 1)."""
+    """r g on the k layers whose gradient was largest in the last pass (KDD'24, Eq. 6 and Algorithm 1).
+
+    ``normalize``: r g/|g|, with |g| over what is perturbed.
+    """
 
     name = "layers"
     k: int | str
     r: float
     criterion: str
+    normalize: bool
+    tensors: str
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
@@ -122,15 +147,20 @@ class Layers(Where):
         self.count = total if self.k == "all" else int(self.k)
         if self.count > total:
             raise UserError(f"k={self.k} does not fit: the model has {total} layers, k is 0 to {total}, or all.")
-        # Line 2: all norms are equal before the first step, and the layers near the output are the paper's usual choice.
-        self._chosen: list[int] | HostCopy = list(range(total - self.count, total))
         self._generator = torch.Generator().manual_seed(plan.seed)
+        # Line 2: all norms are equal before the first step. A tie goes to the output, where the paper finds the largest norms,
+        # and with ``low`` to the input.
+        tied = range(self.count) if self.criterion == "low" else range(total - self.count, total)
+        self._chosen: list[int] | HostCopy = self._drawn() if self.criterion == "random" else list(tied)
 
     def select(self) -> list[int]:
         """Line 4: w' <- k layers with the top gradient norms."""
-        if self.count == len(self.structure.layers):
-            return self.everything
-        return self.structure.parameters_of(self.chosen)
+        whole = self.count == len(self.structure.layers)
+        return self.among(self.everything if whole else self.structure.parameters_of(self.chosen), self.tensors)
+
+    def _drawn(self) -> list[int]:
+        drawn: list[int] = torch.randperm(len(self.structure.layers), generator=self._generator)[: self.count].tolist()
+        return drawn
 
     @property
     def chosen(self) -> list[int]:
@@ -140,14 +170,14 @@ class Layers(Where):
         return self._chosen
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
-        return torch._foreach_mul(gradients, self.r)
+        return along(gradients, self.r, self.normalize)
 
     def observe(self, layer_norms: Tensor) -> None:
         """Line 9: collect |grad L(w_i + r grad L(w_i))| of every layer."""
         if self.count in (0, len(self.structure.layers)):
             return
         if self.criterion == "random":
-            self._chosen = torch.randperm(len(layer_norms), generator=self._generator)[: self.count].tolist()
+            self._chosen = self._drawn()
         else:
             self._chosen = HostCopy(layer_norms.topk(self.count, largest=self.criterion == "high").indices)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from ..config import OUTSIDE
-from ..schema import fields
+from ..schema import fields, flat
 from ..train.store import Run
 
 Row = dict[str, Any]
@@ -118,12 +118,3 @@ def differences(config: Row, others: Sequence[Row]) -> list[str]:
     keys = [key for key in mine if any(other.get(key) != mine[key] for other in theirs)]
     short = [key for key in keys if "." in key and key.rpartition(".")[2] in keys]
     return [f"{key}={mine[key]}" for key in keys if key not in short]
-
-
-def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``{"a": {"b": 1}}`` as ``("a.b", 1)``."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -69,8 +69,9 @@ def curves(sheet: Sheet, key: str, label: str) -> Figure | None:
 
 
 def _line(axes: Any, runs: list[list[Row]], key: str, style: dict[str, Any]) -> None:
-    epochs = [row["epoch"] for row in runs[0]]
-    values = [[rows[index][key] for rows in runs] for index in range(len(epochs))]
+    places = [index for index, row in enumerate(runs[0]) if all(rows[index][key] is not None for rows in runs)]  # not every epoch is scored
+    epochs = [runs[0][index]["epoch"] for index in places]
+    values = [[rows[index][key] for rows in runs] for index in places]
     mean = [statistics.fmean(one) for one in values]
     axes.plot(epochs, mean, markevery=max(1, len(epochs) // 8), linewidth=1.5, **style)
     if len(runs) > 1:

@@ -50,9 +50,10 @@ class Display:
 
     def epoch(self, row: Row, left: float) -> None:
         """A line for a finished epoch, with the seconds left."""
+        scored = "" if row["score"] is None else f"{row['split']} {row['score']:6.2f} %  "
         console.print(
             f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  train {row['train_score']:6.2f} %  "
-            f"{row['split']} {row['score']:6.2f} %  lr {row['lr']:.2g}  {row['images_per_second']:,.0f} samples/s  left {clock(left)}"
+            f"{scored}lr {row['lr']:.2g}  {row['images_per_second']:,.0f} samples/s  left {clock(left)}"
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import data, models, optim
 from ..chain import call, tree_map
 from ..config import DEVICE
-from ..data import Samples
+from ..data import Batches, FullBatches, Samples
 from ..data.cached import cached
 from ..optim import Report
 from ..schema import UserError
@@ -67,26 +67,42 @@ class Job:
         if config["model"].get("cache"):
             self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
             self.dataset = self.parts.dataset
-        self.batches = self.dataset.batches(self.parts.train, config["batch_size"], config["seed"])
+        self.batches = self._batches()
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
         self.gradient = optim.build(config["optimizer"], self.model, plan)
         self.parameters = self.gradient.structure.parameters
-        self.base = base_optimizer(config["base"], self.parameters, config["lr"], config["weight_decay"], config["decayed"])
+        at_w = 0.0 if config["decay_in_loss"] else config["weight_decay"]
+        self.base = base_optimizer(config["base"], self.parameters, config["lr"], at_w, config["decayed"])
+        self.decayed = [p for p in self.parameters if config["decayed"] == "all" or p.ndim > 1]
         self.schedule = schedule(config["schedule"], self.base, config["epochs"], steps)
         self.epoch = 0  # epochs done
         self._try()
+
+    def _batches(self) -> Batches:
+        config, train = self.config, self.parts.train
+        batches: Batches = self.dataset.batches(train, config["batch_size"], config["seed"])
+        if not config["drop_last"]:
+            return batches
+        if len(train) < config["batch_size"]:
+            raise UserError(f"drop_last=true leaves nothing of {len(train)} samples in batches of {config['batch_size']}: lower batch_size.")
+        return FullBatches(batches, config["batch_size"], len(train))
 
     def backward(self, samples: Samples) -> Report:
         """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
         count = min(self.config["accumulate"], len(samples.targets))
         with autocast(self.device, self.config["precision"]):
             if count == 1:
-                return self.gradient.backward(samples.inputs, samples.targets, self.criterion, indices=samples.indices)
-            inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
-            targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
-            report = self.gradient.backward(inputs, targets, self.criterion, indices=indices)
-            return replace(report, outputs=torch.cat(report.outputs))
+                report = self.gradient.backward(samples.inputs, samples.targets, self.criterion, indices=samples.indices)
+            else:
+                inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
+                targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
+                report = self.gradient.backward(inputs, targets, self.criterion, indices=indices)
+                report = replace(report, outputs=torch.cat(report.outputs))
+        if self.config["decay_in_loss"]:  # what is reported is the loss of the samples
+            with torch.no_grad():
+                report = replace(report, loss=report.loss - self._decay())
+        return report
 
     @torch.no_grad()
     def _try(self) -> None:
@@ -102,8 +118,13 @@ class Job:
             raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each sample, with label smoothing; ``(batch,)``."""
-        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
+        """Cross-entropy of each sample, with label smoothing; ``(batch,)``. With ``decay_in_loss`` the decay is in it."""
+        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
+        return losses + self._decay() if self.config["decay_in_loss"] else losses
+
+    def _decay(self) -> Tensor:
+        """weight_decay/2 |w|^2. The ascent sees it, and the descent that of the perturbed weights, as in the code of KDD'24's author."""
+        return self.config["weight_decay"] / 2 * torch.stack([p.square().sum() for p in self.decayed]).sum()
 
     def scored_samples(self) -> Iterator[Samples]:
         """The batches that the score is measured on: of the test set, or of the part held out."""

@@ -50,8 +50,10 @@ def train(config: Config, run: Run) -> Row:
                 epoch = EpochRecord(job)
                 train_epoch(job, epoch, display)
                 row, layer_rows = epoch.close()
-                scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
-                row["score"] = scores.pop(job.dataset.metrics[0])
+                scores: dict[str, float] = {}
+                if job.epoch % config["score_every"] == 0 or job.epoch == config["epochs"]:
+                    scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+                    row["score"] = scores.pop(job.dataset.metrics[0])
                 metrics.append({**row, **scores, "split": job.split})
                 layers += layer_rows
                 step_lines += epoch.watched.lines()
@@ -99,6 +101,7 @@ class EpochRecord:
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.lr = 0.0
+        self.reused: dict[str, list[Tensor]] = {}
         self.watched = WatchedSteps(job)
         self._shown = 0.0
         self._on_its_way: HostCopy | None = None
@@ -116,6 +119,8 @@ class EpochRecord:
         self.predictions.append(report.outputs.argmax(1))
         self.targets.append(targets)
         self.lr = lr
+        for name, number in report.reused.items():
+            self.reused.setdefault(name, []).append(number)
         self.watched.add(report)
 
     @property
@@ -161,6 +166,7 @@ class EpochRecord:
             "steps": self.steps,
             "forward_units": self.forward_units,
             "backward_units": self.backward_units,
+            **{name: torch.stack(numbers).mean().item() for name, numbers in self.reused.items()},
         }
         names = [layer.name for layer in self.job.gradient.structure.layers]
         norms = (self.layer_norms / self.steps).tolist()
@@ -177,7 +183,8 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
     """The summary of a finished run: derived from its rows."""
     config = job.config
     total = {key: sum(row[key] for row in metrics) for key in ("steps", "sampling_number", "forward_units", "backward_units", "seconds")}
-    best = max(metrics, key=lambda row: row["score"])
+    scored = [row for row in metrics if row["score"] is not None]
+    best = max(scored, key=lambda row: row["score"])
     perturbations = {layer.name: 0 for layer in job.gradient.structure.layers}
     for row in layers:
         perturbations[row["layer"]] += row["perturbations"]
@@ -193,9 +200,10 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "score_last": metrics[-1]["score"],
         "score_best": best["score"],
         "best_epoch": best["epoch"],
+        "scored_epochs": len(scored),
         **{name: metrics[-1][name] for name in job.dataset.metrics[1:]},
         "train_loss": metrics[-1]["train_loss"],
-        "images_per_second": len(job.parts.train) * len(metrics) / total["seconds"],
+        "images_per_second": min(len(job.parts.train), len(job.batches) * config["batch_size"]) * len(metrics) / total["seconds"],
         **total,
         "perturbations": perturbations,
         "grad_norm": metrics[-1]["grad_norm"],

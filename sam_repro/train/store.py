@@ -38,7 +38,7 @@ SUMMARY = (
     ),
 )  # fmt: skip
 METRICS: tuple[tuple[str, ...], tuple[str, ...]] = (
-    (), ("epoch", "score", "train_loss", "grad_norm", "images_per_second", "seconds", "steps", "sampling_number")
+    (), ("epoch", "train_loss", "grad_norm", "images_per_second", "seconds", "steps", "sampling_number")
 )  # fmt: skip
 RESULTS = {
     "sharpness": {"lambda_max", "samples", "of"}, "landscape": {"layer", "x", "y", "loss", "samples", "of"},
@@ -98,7 +98,7 @@ class Run:
             rows = [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
-        if not all(_has(row, *METRICS) for row in rows):
+        if not all(_has(row, *METRICS) and isinstance(row.get("score", ""), int | float | None) for row in rows):
             raise self._damaged(path.name)
         return rows
 
