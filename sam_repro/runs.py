@@ -1,16 +1,27 @@
-"""``python -m sam_repro.runs list | show ID | rm ID [runs_dir=runs]``: look into the run store."""
+"""``python -m sam_repro.runs list | show | rm | archive | import``: look into the run store, keep what it came to, take in others' runs."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
-from .command import command
-from .schema import UserError, suggest
-from .train.store import Run, all_runs, find
+import yaml
 
-USAGE = "python -m sam_repro.runs list | show ID | rm ID [ID ...]   [runs_dir=runs]"
+from .command import command
+from .config import OUTSIDE, compose, identity
+from .schema import UserError, suggest
+from .train.store import OVER, Run, all_runs, find, write
+
+USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results]
+  list                      every run, a line each
+  show ID                   one run: how it stands, how it came out, what it was
+  rm ID [ID ...]            remove runs
+  archive ID [ID ...]       copy what runs that are over came to into results_dir/runs, without weights; --done: all of them
+  import DIR                take in the runs of another store or archive, checked"""
+KEYS = {"runs_dir": "runs", "results_dir": "results"}
 
 
 def main() -> None:
@@ -18,13 +29,14 @@ def main() -> None:
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     with command("sam_repro.runs"):
-        run(words, settings.pop("runs_dir", "runs"), settings)
+        run(words, settings)
 
 
-def run(words: list[str], runs_dir: str, unknown: dict[str, str]) -> None:
+def run(words: list[str], settings: dict[str, str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    for key in unknown:
-        raise UserError(f"There is no key {key!r}.{suggest(key, ['runs_dir'])}")
+    for key in settings.keys() - KEYS.keys():
+        raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
+    runs_dir, results_dir = (settings.get(key, default) for key, default in KEYS.items())
     match words:
         case ["list"]:
             show_list(runs_dir)
@@ -34,8 +46,69 @@ def run(words: list[str], runs_dir: str, unknown: dict[str, str]) -> None:
             for found in [find(runs_dir, prefix) for prefix in prefixes]:
                 found.remove()
                 print(f"removed {found.path}")
+        case ["archive", "--done"]:
+            keep([found for found in all_runs(runs_dir) if _over(found)], Path(results_dir) / "runs")
+        case ["archive", *prefixes] if prefixes:
+            keep([find(runs_dir, prefix) for prefix in prefixes], Path(results_dir) / "runs")
+        case ["import", folder]:
+            take_in(Path(folder), Path(runs_dir))
         case _:
             raise UserError(f"usage: {USAGE}")
+
+
+def _over(run: Run) -> bool:
+    try:
+        return run.state in OVER
+    except UserError as error:
+        print(f"left out: {error}")
+        return False
+
+
+def keep(runs: list[Run], place: Path) -> None:
+    """Copy the runs into the archive; UserError for one that is not over."""
+    from .tables.report import archive
+
+    for found in runs:
+        if found.state not in OVER:
+            raise UserError(f"Run {found.id} is {found.state}: only what is over is archived.")
+        archive(found, place)
+        print(f"archived {place / found.id}")
+    if not runs:
+        print("There is no run that is over.")
+
+
+def take_in(folder: Path, runs_dir: Path) -> None:
+    """Copy the runs of another store, or archive, that are over and whole; those that are here already stay.
+
+    The id of each is computed anew from its configuration. UserError where it is another: the run is of a version whose numbers
+    were others, or somebody changed its configuration. Nothing is copied then.
+    """
+    found = [run for run in all_runs(folder) if run.state in OVER]
+    if not found:
+        raise UserError(f"There is no run that is over in {folder}: give the folder that holds the folders of the runs.")
+    for run in found:
+        if run.state == "done":
+            run.check()
+        if (computed := identity(run.config)) != run.id:
+            raise UserError(
+                f"{run.path} is of a configuration whose id is {computed} here, not {run.id}: another version made it, or it was changed. "
+                "Nothing was imported."
+            )
+    for run in found:
+        if (runs_dir / run.id).exists():
+            print(f"{run.id} is here already")
+            continue
+        part = runs_dir / f".{run.id}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(run.path, part, symlinks=True, ignore=shutil.ignore_patterns(".*"))
+        write(part / "config.yaml", yaml.safe_dump({**usual(), **run.config}, sort_keys=False))
+        part.rename(runs_dir / run.id)
+        print(f"imported {run.id}")
+
+
+def usual() -> dict[str, Any]:
+    """Where a run lies and how it is watched, as the configuration has it by default: an archived run has none of it."""
+    return {key: value for key, value in compose([]).items() if key in OUTSIDE}
 
 
 def show_list(runs_dir: str) -> None:

@@ -3,8 +3,8 @@
 The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
 of the field. ``choices: {field: [words]}`` in the file names the words a field may take, ``limits: {field: [low, high]}``
 the numbers; a number without limits is not negative. ``kind: text`` says of a data set or a model that it is not of images,
-``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that a field
-is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
+``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that
+a field is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 

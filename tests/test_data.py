@@ -192,3 +192,24 @@ def test_a_damaged_official_file_is_refused(tmp_path):
     (folder / "test_batch").write_bytes(content)
     with pytest.raises(UserError, match="test_batch is not the official file"):
         data.load({"name": "cifar10"}, str(tmp_path))
+
+
+def test_every_pixel_can_have_a_mean_of_its_own():
+    """Before the image is moved: what is padded is zero after it."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (40, 3, 6, 6), generator=generator, dtype=torch.uint8)
+    images[:, 0, 0, 0] = 7  # a pixel that never changes
+    split = Tensors(images, torch.zeros(40, dtype=torch.int64))
+    dataset = ImageDataset(split, split, 2, (1.0,) * 3, (1.0,) * 3, Augment(normalise="pixel", crop=2))
+    shown = torch.cat([samples.inputs for samples in dataset.in_order(split, 16)])
+    assert torch.allclose(shown.mean(0), torch.zeros(3, 6, 6), atol=1e-5)
+    deviation = shown.std(0, correction=0)
+    assert deviation[0, 0, 0] == 0
+    assert torch.allclose(deviation.flatten()[1:], torch.ones(107), atol=1e-4)
+    for samples in dataset.batches(split, 8, 0).epoch(0):
+        for image, index in zip(samples.inputs, samples.indices, strict=True):
+            padded = F.pad(shown[index], (2, 2, 2, 2))
+            crops = [padded[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
+            assert any(torch.equal(image, crop) for crop in crops)
+    with pytest.raises(UserError, match=r"set dataset\.inception=false and dataset\.size=0"):
+        replace(dataset, augment=Augment(normalise="pixel", size=12)).batches(split, 8, 0)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from itertools import pairwise
 
 import pytest
@@ -25,6 +26,8 @@ PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
         ("vsam", {"s1": 20.0, "N": 20, "cap": 1.0, "alpha": 0.0}, "sam", {}),
         ("vsam", {"start": 100}, "sam", {}),
         ("esam", {"beta": 1.0, "gamma": 1.0}, "sam", {}),
+        ("layerwise", {"k": "all", "normalize": True}, "generalized_sam", {"normalize": True}),
+        ("layerwise", {"k": "all", "tensors": "weights"}, "generalized_sam", {"tensors": "weights"}),
         ("asam", {"rho": 0.0}, "sgd", {}),
         ("layersam", {"rho": 0.0}, "sgd", {}),
         ("msam", {"rho": 0.0, "m": 1}, "sgd", {}),
@@ -119,6 +122,54 @@ def test_looksam_with_parallel_gradients_reuses_nothing():
         model.zero_grad()
         gradient.backward(torch.ones(4, 1).double(), torch.zeros(4), lambda outputs, targets: outputs[:, 0] ** 2)
     assert model.weight.grad.item() == pytest.approx(2 * model.weight.item())
+
+
+def test_bf16_bends_what_is_a_difference_of_gradients():
+    """The cosine of g_v, and of vSAM's PSF, with its value in fp32: a difference of gradients that agree in all but a few per cent."""
+    from sam_repro.models import create as model_of
+
+    found = {}
+    for precision in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = model_of("resnet20", 10, 1)
+        x, y = torch.randn(32, 1, 16, 16), torch.randint(10, (32,))
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        for name in ("looksam", "vsam"):
+            gradient = create(name, model, rho=0.05)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                gradient.backward(x, y, lambda o, t: criterion(o.float(), t))
+            found[name, precision] = torch.cat([part.flatten() for part in gradient.between.vector])
+            found["gradient", precision] = torch.cat([g.flatten() for g in gradients(model)])
+            optimizer.zero_grad()
+
+    def agreement(name):
+        return torch.cosine_similarity(found[name, torch.float32], found[name, torch.bfloat16], 0).item()
+
+    assert agreement("gradient") > 0.99
+    assert 0.5 < agreement("looksam") < agreement("gradient") - 0.01
+    assert 0.5 < agreement("vsam") < agreement("gradient") - 0.01
+
+
+def test_looksam_reports_the_sizes_of_what_it_reuses_and_of_what_it_is_taken_from():
+    model = small_chain()
+    gradient = create("looksam", model, k=2, rho=0.1)
+    report = gradient.backward(*batch(), criterion)
+    assert report.reused.keys() == {"g_v_norm", "g_s_norm"}
+    assert report.reused["g_s_norm"].item() == pytest.approx(total_norm(gradients(model)).item())
+    _, g = plain_gradient(model, *batch(), train_statistics=False)
+    g_s = list(gradients(model))
+    along = sum((a * b).sum() for a, b in zip(g, g_s, strict=True)) / total_norm(g)
+    assert report.reused["g_v_norm"].item() == pytest.approx(math.sqrt(total_norm(g_s) ** 2 - along**2))
+    assert gradient.backward(*batch(), criterion).reused == {}
+
+
+def test_layersam_whole_is_as_long_as_rho_and_its_layers_are_in_the_ratio_of_local():
+    model = small_chain()
+    local, whole = (create("layersam", model, rho=0.3, trust=trust) for trust in ("local", "whole"))
+    g = [torch.randn_like(p) for p in whole.structure.parameters]
+    eps, others = (m.where.perturbation(m.where.everything, g) for m in (whole, local))
+    assert total_norm(eps).item() == pytest.approx(0.3)
+    assert torch.allclose(torch.cat([e.flatten() for e in eps]) * total_norm(others) / 0.3, torch.cat([e.flatten() for e in others]))
 
 
 def test_layersam_perturbs_each_layer_by_its_trust_ratio():
@@ -216,6 +267,32 @@ def test_vsam_measures_the_psf_and_sgd_norms_of_the_last_layers():
     psf, sgd = gradient.when.norms[0]
     assert psf == pytest.approx(total_norm([g_s[i] - g[i] for i in chosen]).item())
     assert sgd == pytest.approx(total_norm([g[i] for i in chosen]).item())
+
+
+def rate_after(spread, updates, seed, n=50):
+    """s / s1 where every norm is drawn for itself around 1, after so many new rates."""
+    draws = random.Random(seed)
+    when = create("vsam", small_chain(), N=n, s1=10.0, start=0, cap=1.0, norm_layers=4).when
+    for update in range(updates + 2):
+        when.norms.extend((draws.gauss(1, spread), draws.gauss(2, 2 * spread / 2)) for _ in range(n))
+        if update:
+            when._set_rate()
+    return when.s / 10.0
+
+
+def test_vsam_leaves_its_rate_where_nothing_changes_and_hardly_moves_it_by_noise():
+    assert rate_after(0.0, 38, seed=0) == 1.0
+    drifts = [rate_after(0.1, 38, seed) for seed in range(5)]
+    assert all(1.0 < drift < 1.1 for drift in drifts), drifts
+    assert 1.03 < sum(rate_after(0.2, 38, seed) for seed in range(5)) / 5 < 1.35
+
+
+def test_vsam_keeps_its_first_rate_until_every_window_is_full():
+    when = create("vsam", small_chain(), N=10, s1=3.0, start=0, cap=1.0, norm_layers=4).when
+    for filled in range(1, 21):
+        when.norms.append((float(filled), 1.0))
+        when._set_rate()
+        assert (when.s == 3.0) == (filled < 20)
 
 
 def test_vsam_neither_dies_nor_passes_its_cap():

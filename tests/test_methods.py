@@ -78,6 +78,38 @@ def test_no_perturbation_is_the_base_optimizer(name, knobs):
     assert all(report.ascended == (knobs.get("k") != 0) for report in reports)
 
 
+@pytest.mark.parametrize(("criterion", "chosen"), [("high", ["block2.0", "head.2"]), ("low", ["stem.0", "block1.0"])])
+def test_a_tie_at_the_first_step_goes_to_the_output_and_with_low_to_the_input(criterion, chosen):
+    report = run(create("layerwise", model := small_chain(), k=2, criterion=criterion), model, base(model), 1)[0]
+    assert report.layers == chosen
+
+
+def test_random_layers_are_drawn_from_the_first_step_on():
+    firsts = {tuple(create("layerwise", small_chain(), k=2, criterion="random", seed=seed).where.chosen) for seed in range(20)}
+    assert len({tuple(sorted(chosen)) for chosen in firsts}) > 3
+
+
+@pytest.mark.parametrize("name", ["layerwise", "generalized_sam"])
+def test_weights_alone_are_all_there_is_in_a_network_of_weights(name):
+    def network():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3, bias=False)).double()
+
+    models = network(), network()
+    for model, tensors in zip(models, ("all", "weights"), strict=True):
+        run(create(name, model, r=0.3, normalize=True, tensors=tensors, **({"k": 1} if name == "layerwise" else {})), model, base(model), 4)
+    assert distance(*(model.parameters() for model in models)) == 0
+
+
+def test_weights_alone_leave_vectors_where_they_are():
+    model = small_chain()
+    seen = []
+    model[1].register_forward_hook(lambda *_: seen.append([p.detach().clone() for p in model.parameters()]))
+    create("generalized_sam", model, r=0.3, tensors="weights").backward(*batch(), criterion)
+    moved = [not torch.equal(a, b) for a, b in zip(*seen, strict=True)]
+    assert moved == [p.ndim > 1 for p in model.parameters()]
+
+
 def test_all_layers_are_generalized_sam():
     model, general = small_chain(), small_chain()
     run(create("layerwise", model, k="all", r=0.2, alpha=0.7), model, base(model), 6)

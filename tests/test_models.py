@@ -30,6 +30,44 @@ def test_sizes(name, values, parameters, layer_count, stages):
     assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
+# With a scale of 0 at the end of a residual branch.
+ZERO = [
+    ("resnet20", {}), ("resnet20", {"shortcut": "C", "init": "glorot"}), ("resnet18", {}), ("resnet50", {}), ("wrn50_2", {}),
+    ("wrn16_2", {"activation": "post"}), ("wrn28_10", {"activation": "post"}), ("pyramidnet110", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "values"), ZERO)
+def test_a_block_that_begins_at_zero_does_not_stay_there(name, values):
+    """Every parameter of every block has a gradient after three steps."""
+    torch.manual_seed(0)
+    model = create(name, 10, zero_gamma=True, **values)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
+    blocks = [module for module in model.modules() if hasattr(module, "last_norm")]
+    assert blocks
+    assert all(not block.get_submodule(block.last_norm).weight.any() for block in blocks)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert all(p.grad.norm() > 0 for block in blocks for name, p in block.named_parameters() if name != "conv1.bias")
+
+
+@pytest.mark.parametrize("name", ["wrn16_2", "wrn28_10"])
+def test_zero_gamma_is_refused_where_no_normalisation_ends_the_branch(name):
+    with pytest.raises(UserError, match=r"set model\.activation=post, or model\.zero_gamma=false"):
+        create(name, 10, zero_gamma=True)
+    with pytest.raises(UserError, match="has no field 'zero_gamma'"):
+        create("mobilenet", 10, zero_gamma=True)
+
+
+def test_the_networks_of_kdd24s_author_have_his_numbers_of_kernels():
+    resnet = create("resnet20", 10, shortcut="C")
+    assert sum(p.ndim > 1 for p in resnet.parameters()) == 23
+    assert sum(p.ndim > 1 for p in create("wrn28_10", 100, activation="post").parameters()) == 29
+
+
 def test_imagenet_sizes_and_outputs_are_torchvisions():
     """With our weights in its model, layer by layer in order, torchvision gives our outputs."""
     import torchvision

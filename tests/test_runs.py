@@ -16,6 +16,7 @@ from sam_repro import evaluate, runs
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
+from sam_repro.train.job import Job
 from sam_repro.train.store import Run, all_runs, find, write
 
 SMALL = ["device=cpu", "train_fraction=0.15", "epochs=2", "seed=3"]
@@ -96,6 +97,43 @@ def test_a_finished_run_is_reported_and_not_run_again(tmp_path, capsys):
     again = run_here(tmp_path, "optimizer=sgd", "epochs=1", "rerun=true")
     assert again.id == run.id
     assert (run.path / "metrics.jsonl").stat().st_mtime_ns > before
+
+
+def test_not_every_epoch_need_be_scored(tmp_path, capsys):
+    every, some = run_here(tmp_path, "epochs=5"), run_here(tmp_path, "epochs=5", "score_every=2")
+    assert [row["score"] is not None for row in some.metrics()] == [False, True, False, True, True]
+    assert [row["score"] for row in some.metrics() if row["score"]] == [every.metrics()[epoch]["score"] for epoch in (1, 3, 4)]
+    assert [row["train_loss"] for row in some.metrics()] == [row["train_loss"] for row in every.metrics()]
+    assert (some.summary["scored_epochs"], every.summary["scored_epochs"]) == (3, 5)
+    assert some.summary["score_best"] == max(row["score"] for row in some.metrics() if row["score"])
+    some.check()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch   ")]
+    assert "test" not in said[5]
+    assert "test" in said[6]
+
+
+def test_looksams_rows_have_the_sizes_of_what_it_reuses(tmp_path):
+    rows = run_here(tmp_path, "optimizer=looksam", "k=2").metrics()
+    assert all(0 < row["g_v_norm"] < row["g_s_norm"] for row in rows)
+
+
+def test_a_checkpoint_of_the_first_format_resumes(tmp_path):
+    """What was in it then is enough: a key that is new must not be needed."""
+    first = {"epoch", "model", "base", "schedule", "gradient", "random", "random_cuda"}
+    parts = {"step": {}, "when": {}, "where": {"chosen", "generator"}, "between": {}}
+    straight = run_here(tmp_path / "a")
+    stopped = run_here(tmp_path / "b", "epochs=2")
+    state = torch.load(stopped.checkpoint, weights_only=True)
+    assert state.keys() >= first
+    old = {key: value for key, value in state.items() if key in first}
+    old["gradient"] = {
+        key: {k: v for k, v in old["gradient"][key].items() if k in of} if of else old["gradient"][key] for key, of in parts.items()
+    }
+    torch.save(old, stopped.checkpoint)
+    job = Job(stopped.config)
+    job.resume(stopped.checkpoint)
+    assert job.epoch == 2
+    assert_equal(job.model.state_dict(), torch.load(straight.checkpoint, weights_only=True)["model"])
 
 
 WITH_DROPOUT = ["model=wrn16_2", "model.dropout=0.3"]
@@ -398,3 +436,40 @@ def test_a_terminal_shows_a_bar_with_the_numbers_of_the_moment(tmp_path):
     assert "━" in shown.stdout
     assert "samples/s" in shown.stdout
     assert "loss" in shown.stdout.partition("epoch   1/6")[0], "a step's loss before the first epoch's line"
+
+
+def test_runs_are_archived_and_imported_elsewhere(tmp_path, capsys):
+    store, archive = tmp_path / "runs", tmp_path / "results"
+    run = run_here(store, "score_every=2")
+    where = {"runs_dir": str(store), "results_dir": str(archive)}
+    runs.run(["archive", "--done"], where)
+    kept = Run(archive / "runs", run.id)
+    kept.check()
+    assert not kept.checkpoint.exists()
+    assert "runs_dir" not in kept.config
+    runs.run(["import", str(archive / "runs")], {"runs_dir": str(tmp_path / "theirs")})
+    taken = Run(tmp_path / "theirs", run.id)
+    assert (taken.state, taken.summary, taken.metrics()) == ("done", run.summary, run.metrics())
+    assert identity(taken.config) == run.id
+    assert taken.config.keys() == run.config.keys()
+    runs.run(["import", str(archive / "runs")], {"runs_dir": str(tmp_path / "theirs")})
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"imported {run.id}", f"{run.id} is here already"]
+
+
+def test_what_is_imported_is_checked(tmp_path):
+    run = run_here(tmp_path / "runs")
+    for names, says in (
+        (["archive", run.id[:4]], "only what is over is archived"),
+        (["import", str(tmp_path / "nothing")], "There is no run that is over"),
+        (["import", str(tmp_path / "runs")], "is of a configuration whose id is"),
+    ):
+        if names[0] == "archive":
+            write(run.path / "status.json", run.path.joinpath("status.json").read_text().replace('"done"', '"stopped"'))
+        else:
+            write(run.path / "status.json", run.path.joinpath("status.json").read_text().replace('"stopped"', '"done"'))
+            write(run.path / "config.yaml", run.path.joinpath("config.yaml").read_text().replace("lr: 0.1", "lr: 0.2"))
+        with pytest.raises(UserError, match=says):
+            runs.run(names, {"runs_dir": str(tmp_path / ("theirs" if names[0] == "import" else "runs"))})
+    assert not (tmp_path / "theirs").exists()
+    with pytest.raises(UserError, match="Did you mean 'runs_dir'"):
+        runs.run(["list"], {"run_dir": "x"})

@@ -151,6 +151,42 @@ def test_weight_decay_is_the_base_optimizers_at_w():
     assert all(torch.allclose(p, 0.95 * q) for p, q in zip(subject.parameters, before, strict=True))
 
 
+def test_decay_in_the_loss_is_that_of_the_weights_of_each_pass():
+    """Of a loss that is nothing else, SAM's second gradient is the decay of the perturbed weights; decayed=weights leaves vectors alone."""
+    words = ["optimizer=generalized_sam", "alpha=1", "r=0.5", "momentum=0", "weight_decay=0.2", "lr=0.1", "batch_size=1000"]
+    subject = job(*words, "decay_in_loss=true", "decayed=weights", "accumulate=2")
+    parts = subject.gradient.passes
+    before = [p.detach().clone() for p in subject.parameters]
+    plain = F.cross_entropy
+    try:
+        F.cross_entropy = lambda outputs, targets, **_: outputs.sum(1) * 0.0
+        record = EpochRecord(subject)
+        train_epoch(subject, record)
+    finally:
+        F.cross_entropy = plain
+    assert parts.forward_units == pytest.approx(2.0)
+    for p, q in zip(subject.parameters, before, strict=True):
+        # w' = w + r (wd w); the gradient there is wd w'
+        expected = q - 0.1 * 0.2 * (q + 0.5 * 0.2 * q) if p.ndim > 1 else q
+        assert torch.allclose(p, expected, atol=1e-7)
+    assert record.loss.item() == pytest.approx(0.0, abs=1e-2), "what is reported is the loss of the samples"
+
+
+def test_a_short_last_batch_can_be_left_out():
+    subject = job("drop_last=true", "batch_size=30")
+    samples = len(subject.parts.train)
+    assert samples % 30
+    assert len(subject.batches) == samples // 30
+    seen = []
+    for number in (0, 1):
+        batches = list(subject.batches.epoch(number))
+        assert [len(batch.targets) for batch in batches] == [30] * (samples // 30)
+        seen.append(set(torch.cat([batch.indices for batch in batches]).tolist()))
+    assert seen[0] != seen[1], "in every epoch others are left out"
+    with pytest.raises(UserError, match="drop_last=true leaves nothing of 144 samples in batches of 1000: lower batch_size"):
+        job("drop_last=true", "batch_size=1000")
+
+
 def test_bfloat16_trains_close_to_float32():
     losses = []
     for precision in ("fp32", "bf16"):

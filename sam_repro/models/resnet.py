@@ -93,9 +93,7 @@ class NormalisedHead(nn.Sequential):
         super().__init__(OrderedDict([("bn", nn.BatchNorm2d(width)), ("relu", nn.ReLU(inplace=True)), *head.named_children()]))
 
 
-def resnet20(
-    num_classes: int, in_channels: int, *, shortcut: str, init: str, zero_gamma: bool, bn_momentum: float, bn_eps: float
-) -> Chain:
+def resnet20(num_classes: int, in_channels: int, *, shortcut: str, init: str, zero_gamma: bool, bn_momentum: float, bn_eps: float) -> Chain:
     """ResNet-20: stem, nine blocks of width 16, 32 and 64, head; 20 layers with shortcut A, 22 with B.
 
     ``C``, ``init=glorot`` and other ``bn_momentum`` and ``bn_eps`` are of the code of KDD'24's author: the first block of
@@ -173,7 +171,7 @@ def glorot_uniform(model: nn.Module) -> None:
 
 
 def branches_at_zero(model: nn.Module) -> None:
-    """The scale of the normalisation that ends a residual branch begins at 0, so that every block begins as its shortcut (Goyal et al. 2017)."""
+    """The scale of the normalisation that ends a residual branch begins at 0: every block begins as its shortcut (Goyal et al. 2017)."""
     for block in model.modules():
         if isinstance(name := getattr(block, "last_norm", None), str):
             nn.init.zeros_(block.get_submodule(name).weight)  # type: ignore[arg-type]

@@ -54,9 +54,7 @@ class PostBlock(nn.Module):
         return F.relu(y + (x if self.projection is None else self.projection(x)), inplace=True)
 
 
-def wide_resnet(
-    depth: int, width: int, num_classes: int, in_channels: int, *, dropout: float, activation: str, zero_gamma: bool
-) -> Chain:
+def wide_resnet(depth: int, width: int, num_classes: int, in_channels: int, *, dropout: float, activation: str, zero_gamma: bool) -> Chain:
     """WRN-depth-width: stem, (depth - 4) / 2 blocks of width 16, 32 and 64 times ``width``, head.
 
     ``activation``: ``pre``, the paper's blocks, or ``post``. UserError where ``zero_gamma`` has no normalisation to act on.

@@ -208,7 +208,7 @@ def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns
         base = tuple(word for word in words if next(keys_of([word])) in shared)
         yield Cell(
             label, column, _nearest(nodes, "metric"), Printed.read(text), () if quoted else words, () if quoted else base,
-            quoted, _nearest(nodes, "total"), () if quoted else _measures(nodes), _substitutes(nodes),
+            quoted, _nearest(nodes, "total"), () if quoted else measures_of(nodes), _substitutes(nodes),
         )  # fmt: skip
 
 
@@ -217,7 +217,8 @@ def _nearest(nodes: list[dict[str, Any]], key: str) -> str:
     return str(next((node[key] for node in reversed(nodes) if key in node), ""))
 
 
-def _measures(nodes: list[dict[str, Any]]) -> tuple[Words, ...]:
+def measures_of(nodes: list[dict[str, Any]]) -> tuple[Words, ...]:
+    """The commands of ``measure:`` in the last of the nodes that has it; UserError where they are none."""
     found: Any = next((node["measure"] for node in reversed(nodes) if "measure" in node), [])
     if not isinstance(found, list) or not all(isinstance(words, str) and words.strip() for words in found):
         raise UserError("measure is a list of commands, as in [cost steps=50].")

@@ -85,7 +85,9 @@ class Job:
         if not config["drop_last"]:
             return batches
         if len(train) < config["batch_size"]:
-            raise UserError(f"drop_last=true leaves nothing of {len(train)} samples in batches of {config['batch_size']}: lower batch_size.")
+            raise UserError(
+                f"drop_last=true leaves nothing of {len(train)} samples in batches of {config['batch_size']}: lower batch_size."
+            )
         return FullBatches(batches, config["batch_size"], len(train))
 
     def backward(self, samples: Samples) -> Report:

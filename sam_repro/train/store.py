@@ -28,6 +28,7 @@ from .provenance import now, provenance
 Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
+OVER = ("done", "diverged")  # states of a run that is not tried again by itself
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
 # What the files of a run must have to be whole: words, then numbers (NaN is one: a training may diverge).
 SUMMARY = (

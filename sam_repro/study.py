@@ -1,0 +1,119 @@
+"""``python -m sam_repro.study show | run``: a list of runs, one after the other on one thread, each measured and archived before the next.
+
+The list is ``experiments/study.yaml``, or another file of that form. Stopped at any time, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .command import command
+from .config import compose
+from .schema import UserError, suggest
+from .tables.declare import EXPERIMENTS, Words, distinct, measures_of
+from .tables.lookup import Request, Shelf, run_id
+from .tables.measurements import measure, missing
+from .tables.report import archive
+from .tables.work import Task, Work, device_type, time_left
+from .tracking.console import clock, console
+from .train.store import OVER, Run
+
+USAGE = "python -m sam_repro.study show | run   [file=experiments/study.yaml runs_dir=runs results_dir=results data_dir=...]"
+KEYS = {"file", "runs_dir", "results_dir", "data_dir"}
+FIELDS = {"with", "seeds", "measure", "runs"}
+
+
+def main() -> None:
+    """The command line."""
+    with command("sam_repro.study", "stopped; the same command goes on."):
+        words = [word for word in sys.argv[1:] if "=" not in word]
+        settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+        for key in settings.keys() - KEYS:
+            raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
+        if words not in (["show"], ["run"]):
+            raise UserError(f"usage: {USAGE}")
+        request = Request(
+            tuple(f"{key}={settings[key]}" for key in ("data_dir",) if key in settings),
+            runs_dir=settings.get("runs_dir", "runs"), results_dir=settings.get("results_dir", "results"),
+        )  # fmt: skip
+        todo = tasks(Path(settings.get("file", EXPERIMENTS / "study.yaml")), request)
+        if words == ["show"]:
+            show(todo)
+        else:
+            run(todo, request)
+
+
+def tasks(path: Path, request: Request) -> list[Task]:
+    """The runs of the file, each once, in order; UserError, which names the file, where it does not fit."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        return list({task.run.id: task for task in _tasks(content, request)}.values())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UserError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except (TypeError, AttributeError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not as docs/tables.md describes it ({error}).") from error
+
+
+def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
+    shelf = Shelf(request.runs_dir, request.results_dir)
+    for name, block in content["blocks"].items():
+        for key in block.keys() - FIELDS:
+            raise UserError(f"block {name!r} has no key {key!r}.{suggest(key, FIELDS)}")
+        common = (*content.get("with", "").split(), *block.get("with", "").split())
+        measures = measures_of([content, block])
+        settings = [(words, compose(words)) for words in (distinct((*common, *run.split())) for run in block["runs"])]
+        for seed in block["seeds"]:
+            for words, config in settings:
+                one = run_id(config, seed, device_type(config["device"]))
+                found = shelf.finished(one) or Run(request.runs_dir, one)
+                yield Task(found, config, (*words, *request.overrides), words, seed, " ".join(_own(words, common)), measures)
+
+
+def _own(words: Words, common: Words) -> Words:
+    return tuple(word for word in words if word not in common)
+
+
+def show(todo: list[Task]) -> None:
+    """Every run: how it stands, and how it came out."""
+    for task in todo:
+        run, state = task.run, task.run.state
+        came = (
+            f"{run.summary['metric']} {run.summary['score_last']:.2f}" if state == "done" else f"{task.done_epochs}/{task.config['epochs']}"
+        )
+        console.print(f"{run.id}  {state:<8} {came:<15} seed {task.seed}  {task.label}")
+    left = [task for task in todo if task.run.state not in OVER]
+    seconds, unknown = time_left(left, todo)
+    besides = f", beside {unknown} of which nothing like them has been timed" if unknown else ""
+    console.print(f"{len(todo) - len(left)} of {len(todo)} runs are over; the rest takes about {clock(seconds)}{besides}.")
+
+
+def run(todo: list[Task], request: Request) -> None:
+    """Do what is missing of each run: train, measure, archive. A run that fails is named, and the next begins."""
+    if hasattr(os, "nice"):
+        os.nice(19)  # the children too: whoever works on the machine comes first
+    os.environ["OMP_NUM_THREADS"] = "1"
+    archived, failed = Path(request.results_dir) / "runs", []
+    for index, task in enumerate(todo, 1):
+        if task.run.path.parent == archived or task.run.state == "running":
+            continue
+        console.print(f"[{index}/{len(todo)}] {task.run.id}  seed {task.seed}  {task.label}")
+        if task.run.state not in OVER:
+            failed += Work([task], todo, request, [{"OMP_NUM_THREADS": "1"}]).go()
+        if task.run.state == "done":
+            measure(missing([task]), request)
+        if task.run.state in OVER:
+            archive(task.run, archived)
+    if failed:
+        raise UserError(f"{len(failed)} runs did not finish: {', '.join(task.run.id for task in failed)}; the same command tries again.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A list of runs, one after the other: stopped at any time, the same command goes on."""
+
+import pytest
+
+from sam_repro import study
+from sam_repro.schema import UserError
+from sam_repro.tables.declare import EXPERIMENTS
+from sam_repro.tables.lookup import Request
+from sam_repro.train.store import Run
+
+OWN = """
+with: device=cpu train_fraction=0.1
+measure: [norms samples=32]
+blocks:
+  few:
+    with: epochs=1
+    seeds: [0, 1]
+    runs: [optimizer=sgd, optimizer=sam rho=0.1]
+  more:
+    seeds: [0]
+    measure: []
+    runs: [optimizer=sgd epochs=1, optimizer=layerwise epochs=2]
+"""
+
+
+def asked(tmp_path):
+    return Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_first_seed_of_all_comes_before_the_second_and_a_run_of_two_blocks_once(tmp_path):
+    tasks = study.tasks(write(tmp_path, OWN), asked(tmp_path))
+    assert [(task.label, task.seed) for task in tasks] == [
+        ("optimizer=sgd", 0), ("optimizer=sam rho=0.1", 0), ("optimizer=sgd", 1), ("optimizer=sam rho=0.1", 1),
+        ("optimizer=layerwise epochs=2", 0),
+    ]  # fmt: skip
+    assert [bool(task.measures) for task in tasks] == [False, True, True, True, False]
+
+
+def test_each_run_is_trained_measured_and_archived_and_not_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(study.os, "nice", lambda _: 0)
+    request = asked(tmp_path)
+    path = write(tmp_path, OWN.replace("[0, 1]", "[0]").replace("[optimizer=sgd epochs=1, optimizer=layerwise epochs=2]", "[]"))
+    study.run(study.tasks(path, request), request)
+    tasks = study.tasks(path, request)
+    for task in tasks:
+        kept = Run(tmp_path / "results" / "runs", task.run.id)
+        kept.check()
+        assert kept.measurement("norms")["samples"] == 32
+        assert not kept.checkpoint.exists()
+    study.show(tasks)
+    assert "2 of 2 runs are over; the rest takes about 0:00." in capsys.readouterr().out
+    monkeypatch.setattr(study, "Work", None)  # nothing is to be trained any more
+    study.run(tasks, request)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("blocks: {a: {runs: [k=4], seeds: [0], run: 3}}", "block 'a' has no key 'run'.*Did you mean 'runs'"),
+        ("blocks: {a: {runs: [optimizer=sgd k=4], seeds: [0]}}", "optimizer=sgd has no knob 'k'"),
+        ("blocks: {a: {runs: [optimizer=sam], seeds: [0], measure: [sharp]}}", "There is no command 'sharp'"),
+        ("blocks: [", "study.yaml"),
+        ("runs: []", "study.yaml is not as docs/tables.md describes it"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path, text, says):
+    with pytest.raises(UserError, match=says) as error:
+        study.tasks(write(tmp_path, text), asked(tmp_path))
+    assert "study.yaml" in str(error.value)
+
+
+def test_the_projects_own_study_composes():
+    assert len(study.tasks(EXPERIMENTS / "study.yaml", Request(runs_dir="nowhere", results_dir="nowhere"))) > 40
