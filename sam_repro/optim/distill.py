@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from ..chain import Unperturbed, call
 from ..schema import UserError
-from .method import Method, Report, Step, weighted
-from .passes import Batch, Passes, size
+from .method import Method, Report, Step
+from .passes import Batch, Losses, Passes, size
 from .structure import Plan, Structure
 
 
@@ -181,21 +181,26 @@ class Distillation(Method):
                 said = self.teacher.logits(batch, place, epoch)
                 loss = clean
                 if said is not None:
-                    loss = clean + self._trajectory(outputs, *said)
+                    loss = clean._replace(value=clean.value + self._trajectory(outputs, losses.weights, *said))
                     self.passes.forward_units += batch.share * self.teacher.forward_units
-                self.passes.backward(weighted(loss, batch.share), batch)
-            step.saw(clean, outputs, batch)
+                self.passes.backward(loss.times(batch.share), batch)
+            step.saw(clean.times(batch.share), outputs, batch)
         for batch, place in zip(batches, places, strict=True):
             self.teacher.listen(place, step.outputs[batch.place][0], epoch)
-        norms = self._norms(self.structure.gradients())
+        gradients = self.structure.gradients()
+        self.passes.divide(gradients)
+        norms = self._norms(gradients)
         return self._report(step, norms, [])
 
-    def _trajectory(self, outputs: Tensor, said: Tensor, there: Tensor | None) -> Tensor:
-        """The second term: lam tau^2 KL(softmax(said / tau) || softmax(outputs / tau)), the mean over the batch."""
+    def _trajectory(self, outputs: Tensor, weights: Tensor | None, said: Tensor, there: Tensor | None) -> Tensor:
+        """The second term: lam tau^2 KL(softmax(said / tau) || softmax(outputs / tau)), the mean over the batch.
+
+        Samples with ``weights`` have the same in both terms.
+        """
         tau = self.teacher.tau
         old, new = F.log_softmax(said.to(outputs.dtype) / tau, 1), F.log_softmax(outputs / tau, 1)
         divergence = F.kl_div(new, old, reduction="none", log_target=True).sum(1)
-        return self.teacher.lam * tau**2 * (divergence if there is None else divergence * there).mean()
+        return self.teacher.lam * tau**2 * Losses(divergence if there is None else divergence * there, weights).mean().value
 
     def memory(self, classes: int) -> int:
         return self.teacher.memory(self.passes.model, classes)

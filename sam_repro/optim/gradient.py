@@ -27,7 +27,7 @@ from ..chain import Unperturbed, tree_map
 from ..schema import UserError
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Batch, Masks, Passes, detached, perturbed, written
+from .passes import Batch, Masks, Passes, Weight, detached, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -77,6 +77,7 @@ class Gradient(Method):
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
         gradients = self.structure.gradients()
+        self.passes.divide(gradients)
         norms = self._norms(gradients)
         self.where.observe(norms)
         if self.watch:
@@ -95,8 +96,8 @@ class Gradient(Method):
         for batch in batches:
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
-                loss = losses.mean()
-                self.passes.backward(weighted(loss, batch.share), batch)
+                loss = losses.mean().times(batch.share)
+                self.passes.backward(loss, batch)
             step.saw(loss, outputs, batch)
 
     def _ascend(self, batches: Sequence[Batch], step: Step) -> list[int]:
@@ -108,24 +109,22 @@ class Gradient(Method):
         step.clean = [None] * len(selected)
         for group in groups:
             start = self._start(group, selected)
-            ascent, firsts = self._first_pass(group, selected, start, step)
+            found, weight, firsts = self._first_pass(group, selected, start, step)
             if self._needs_clean:
                 share = sum(batch.share for batch in group)
-                step.clean = _sum(step.clean, [g if g is None else weighted(g, share) for g in ascent])
-            if self._one_scope:
-                ascent = self.passes.mean_over_replicas(ascent)
+                step.clean = _sum(step.clean, [g if g is None else weighted(g, share) for g in found])
+            ascent = self.passes.mean_over_replicas(found, weight) if self._one_scope else divided(found, weight)
             self._second_pass(group, firsts, selected, ascent, start, last=group is groups[-1])
         if self._needs_clean:
             # What enters the update must be the same on all replicas, like the gradients that the wrapper sums.
-            step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean)
+            step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean, step.weight)
         return selected
 
     def _ascend_if_decided(self, batches: Sequence[Batch], step: Step) -> list[int]:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
         everything = [index for index, p in enumerate(self.structure.parameters) if p.requires_grad]
-        found, firsts = self._first_pass(batches, everything, 0, step)
-        local = dict(zip(everything, found, strict=True))
-        ascent = dict(zip(everything, self.passes.mean_over_replicas(found), strict=True))
+        found, weight, firsts = self._first_pass(batches, everything, 0, step)
+        ascent = dict(zip(everything, self.passes.mean_over_replicas(found, weight), strict=True))
         selected = [index for index in self._selected() if ascent[index] is not None]
         present = self._unscaled([g for index in selected if (g := ascent[index]) is not None])
         if not selected or not self.when.decides(self.step, present):
@@ -133,15 +132,17 @@ class Gradient(Method):
                 self.structure.parameters[index].grad = g
             return []
         step.clean = [ascent[index] for index in selected]
-        moving = step.clean if self._one_scope else [local[index] for index in selected]
-        self._second_pass(batches, firsts, selected, moving, 0, last=True)
+        if not self._one_scope:
+            ascent = dict(zip(everything, divided(found, weight), strict=True))
+        self._second_pass(batches, firsts, selected, [ascent[index] for index in selected], 0, last=True)
         return selected
 
-    def _first_pass(self, group: Sequence[Batch], selected: list[int], start: int, step: Step) -> tuple[Gradients, list[_First]]:
-        """The gradient of the group's mean loss at w, of the selected parameters alone."""
+    def _first_pass(self, group: Sequence[Batch], selected: list[int], start: int, step: Step) -> tuple[Gradients, Weight, list[_First]]:
+        """The gradient of the group's mean loss at w, of the selected parameters alone, and the weight to divide it by."""
         parameters = [self.structure.parameters[index] for index in selected]
         in_group = sum(batch.share for batch in group)
         ascent: Gradients = [None] * len(selected)
+        weight: Weight = 0.0
         firsts = []
         for batch in group:
             state = self.passes.prefix(batch, start)
@@ -152,10 +153,12 @@ class Gradient(Method):
                 where = f"Stage {start}" if self.passes.is_chain else "The model"
                 raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.")
             loss = losses.mean()
-            ascent = _sum(ascent, self.passes.gradient(weighted(loss, batch.share / in_group), batch, start, parameters))
-            step.saw(loss, outputs, batch)
-            firsts.append(_First(state, masks, losses.detach()))
-        return ascent, firsts
+            part = loss.times(batch.share / in_group)
+            ascent = _sum(ascent, self.passes.gradient(part.value, batch, start, parameters))
+            weight = weight + part.weight
+            step.saw(loss.times(batch.share), outputs, batch)
+            firsts.append(_First(state, masks, losses.each.detach()))
+        return ascent, weight, firsts
 
     def _second_pass(
         self, group: Sequence[Batch], firsts: list[_First], selected: list[int], ascent: Gradients, start: int, *, last: bool
@@ -171,16 +174,16 @@ class Gradient(Method):
                 more_to_come = not last or batch is not group[-1]
                 with passes.unsummed(more_to_come), self._statistics():  # also where a backward pass computes anew
                     losses, _ = passes.losses(state, descending, start, last=True)
-                    passes.backward(weighted(losses.mean(), batch.share), descending)
+                    passes.backward(losses.mean().times(batch.share), descending)
 
     def _chosen(self, batch: Batch, first: _First) -> tuple[Any, Batch]:
         """The samples that descend, by how their losses rise from w to w + eps."""
         first.masks.replay()
         with torch.no_grad(), self._statistics():
             losses, _ = self.passes.losses(batch.inputs, batch, 0)
-        places = self.samples.choose(first.losses, losses)
+        places = self.samples.choose(first.losses, losses.each)
         inputs, targets = (tree_map(lambda t: t[places], tree) for tree in (batch.inputs, batch.targets))
-        return inputs, batch._replace(inputs=inputs, targets=targets, share=batch.share * len(places) / len(losses))
+        return inputs, batch._replace(inputs=inputs, targets=targets, share=batch.share * len(places) / len(losses.each))
 
     # -- their settings ------------------------------------------------------------------------------------------------
 

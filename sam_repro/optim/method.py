@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from .passes import Batch, Criterion, Passes, detached, size
+from .passes import Batch, Criterion, Mean, Passes, Weight, detached, divided, size
 from .structure import Structure
 from .watched import Watched
 
@@ -21,7 +21,7 @@ Gradients = list[Tensor | None]
 class Report:
     """What a step did. Tensors stay on the device; reading one makes the host wait."""
 
-    loss: Tensor  # mean loss, 0-dim: the clean one (at w)
+    loss: Tensor  # mean loss of this process's samples, 0-dim: the clean one (at w)
     outputs: Any  # of the same pass, detached; a list for a list of micro-batches
     ascended: bool
     layers: list[str]  # the layers perturbed, in forward order
@@ -37,13 +37,16 @@ class Step:
     """The running sums of one call of ``backward``."""
 
     clean: Gradients = field(default_factory=list)  # of the selected parameters
-    loss: Tensor | None = None
+    loss: Tensor | None = None  # to be divided by
+    weight: Weight = 0.0  # of the samples seen
     outputs: dict[int, list[Any]] = field(default_factory=dict)
     watched: Watched | None = None
 
-    def saw(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
-        part = weighted(loss.detach(), batch.share)
+    def saw(self, loss: Mean, outputs: Any, batch: Batch) -> None:
+        """The outputs of a pass at w, and their part of the step's loss."""
+        part = loss.value.detach()
         self.loss = part if self.loss is None else self.loss + part
+        self.weight = self.weight + loss.weight
         self.outputs.setdefault(batch.place, []).append(detached(outputs))
 
 
@@ -62,17 +65,27 @@ class Method:
             inputs: what the model takes, a tensor, tuple or dict, samples along dim 0. A list of such is a batch
                 accumulated in micro-batches: one perturbation for all of them.
             targets: what the criterion takes; a list where ``inputs`` is one.
-            criterion: ``criterion(outputs, targets)`` returns the loss of each sample, shape ``(batch,)``.
+            criterion: ``criterion(outputs, targets)`` returns the loss of each sample, shape ``(batch,)``, or
+                ``(losses, weights)``, both ``(batch,)``: the loss of the step is then sum(weights * losses) / sum(weights)
+                over all micro-batches and replicas, and zero where that weight is. Weights may be a mask, and are constants.
             indices: the samples' places in the training set, for methods that keep something for each sample; a list
                 where ``inputs`` is one.
             scaler: torch's GradScaler under fp16 autocast. ``.grad`` is then scaled: unscale, clip and step as usual.
 
         Raises:
             ValueError: the criterion does not return one loss per sample.
+
+        Torch's ``reduction="mean"`` is a weighted mean where there are class weights or an ``ignore_index``. Its
+        ``reduction="none"`` has them in each loss already, so that they are taken out again where they become weights::
+
+            def criterion(outputs, targets):
+                losses = F.cross_entropy(outputs, targets, class_weights, ignore_index=ignored, label_smoothing=smoothing, reduction="none")
+                weights = class_weights[targets.where(targets != ignored, 0)] * (targets != ignored)
+                return losses / weights.where(weights != 0, 1), weights
         """
         batches = _batches(inputs, targets)
         parameters = self.structure.parameters
-        self.passes.begin(criterion, scaler)
+        self.passes.begin(criterion, scaler, sum(size(batch.inputs) for batch in batches))
         kept = self.structure.gradients()  # what was accumulated before; the method needs its own gradient alone
         for p in parameters:
             p.grad = None
@@ -111,9 +124,10 @@ class Method:
 
     def _report(self, step: Step, norms: Tensor, selected: Sequence[int]) -> Report:
         outputs = [parts[0] if len(parts) == 1 else _joined(parts) for parts in step.outputs.values()]
-        assert step.loss is not None
+        (loss,) = divided([step.loss], step.weight)
+        assert loss is not None
         return Report(
-            loss=step.loss,
+            loss=loss,
             outputs=outputs[0] if len(outputs) == 1 else outputs,
             ascended=bool(selected),
             layers=[self.structure.layers[index].name for index in sorted({self.structure.layer_of[i] for i in selected})],

@@ -16,8 +16,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..chain import Chain, call, stage_flops, tree_map
+from .where import ratio
 
-Criterion = Callable[[Any, Any], Tensor]
+Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
+Weight = Tensor | float  # of a set of samples: a number where all count alike, else 0-dim and on the device
 
 
 class Batch(NamedTuple):
@@ -27,6 +29,30 @@ class Batch(NamedTuple):
     targets: Any
     share: float  # of the step's samples
     place: int  # which of the accumulated batches they are from
+
+
+class Mean(NamedTuple):
+    """A weighted mean in the making, ``value / weight``; divided once, when the weight of all samples it is over is known."""
+
+    value: Tensor  # 0-dim
+    weight: Weight
+
+    def times(self, share: float) -> Mean:
+        """The part of a larger mean that these samples, ``share`` of all, make."""
+        return self if share == 1.0 else Mean(self.value * share, self.weight * share)
+
+
+class Losses(NamedTuple):
+    """The losses of the samples of a batch."""
+
+    each: Tensor  # (batch,)
+    weights: Tensor | None  # (batch,), constants; None: all count alike
+
+    def mean(self) -> Mean:
+        """Their mean; with weights, the means of weight * loss and of weight."""
+        if self.weights is None:
+            return Mean(self.each.mean(), 1.0)
+        return Mean((self.weights * self.each).mean(), self.weights.mean())
 
 
 class Passes:
@@ -41,14 +67,17 @@ class Passes:
         self.is_chain = isinstance(self.model, Chain)
         self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
         self._suffix: list[float] | None = None
-        self.begin(None, None)
+        self.begin(None, None, 0)
 
-    def begin(self, criterion: Criterion | None, scaler: Any) -> None:
-        """Start the count of a step."""
+    def begin(self, criterion: Criterion | None, scaler: Any, samples: int) -> None:
+        """Start the count of a step on so many samples."""
         self.criterion = criterion
         self.scaler = scaler
         self.forward_units = 0.0
         self.backward_units = 0.0
+        self.samples = samples
+        self._excess: Tensor | None = None  # this replica's samples over the mean of all replicas'
+        self.weight: Weight = 0.0  # that ``.grad`` is still to be divided by
 
     def prefix(self, batch: Batch, stop: int) -> Any:
         """The state before stage ``stop``, with its graph."""
@@ -57,21 +86,28 @@ class Passes:
         self.forward_units += batch.share * (1.0 - self.suffix(stop, batch.inputs))
         return self.model(batch.inputs, stop=stop)
 
-    def losses(self, state: Any, batch: Batch, start: int, *, last: bool = False) -> tuple[Tensor, Any]:
-        """The loss of each sample, ``(batch,)``, from the state before stage ``start``, and the outputs.
+    def losses(self, state: Any, batch: Batch, start: int, *, last: bool = False) -> tuple[Losses, Any]:
+        """The samples' losses, from the state before stage ``start``, and the outputs.
 
         ``last``: the pass whose backward pass ``backward`` will make.
         """
         assert self.criterion is not None
         self.forward_units += batch.share * self.suffix(start, batch.inputs)
         outputs = self._run(self.replica if last and self.replica else self.model, state, start)
-        losses = self.criterion(outputs, batch.targets)
-        if losses.shape[:1] != (size(batch.inputs),) or losses.ndim != 1:
-            raise ValueError(
-                f"The criterion must return one loss per sample, shape ({size(batch.inputs)},), not {tuple(losses.shape)}: "
-                "pass reduction='none'; the method takes the mean."
-            )
-        return losses, outputs
+        losses = _per_sample(self.criterion(outputs, batch.targets), size(batch.inputs))
+        return losses._replace(weights=self._evened(losses.weights)), outputs
+
+    def _evened(self, weights: Tensor | None) -> Tensor | None:
+        """The weights, larger where this replica has more samples than the others, smaller where it has fewer.
+
+        For each replica sums over its samples by taking a mean, and the wrapper then takes the mean of those.
+        """
+        if weights is None or self.replica is None:
+            return weights
+        if self._excess is None:
+            samples = weights.new_full((), self.samples)
+            self._excess = samples / self._reduced([samples])[0]
+        return weights * self._excess
 
     def _run(self, model: nn.Module, state: Any, start: int) -> Any:
         if start:
@@ -83,10 +119,20 @@ class Passes:
         self.backward_units += batch.share * self.suffix(start, batch.inputs)
         return list(torch.autograd.grad(self.scaled(loss), parameters, allow_unused=True))
 
-    def backward(self, loss: Tensor, batch: Batch) -> None:
-        """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from."""
+    def backward(self, loss: Mean, batch: Batch) -> None:
+        """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from.
+
+        Where samples have weights, ``divide`` is to follow the last one.
+        """
         self.backward_units += batch.share
-        self.scaled(loss).backward()
+        self.weight = self.weight + loss.weight
+        self.scaled(loss.value).backward()
+
+    def divide(self, gradients: Sequence[Tensor | None]) -> None:
+        """Divide ``.grad``, which the replicas share by now, by the weight of all samples of its backward passes, in place."""
+        present = [g for g in gradients if g is not None]
+        if isinstance(self.weight, Tensor) and present:
+            torch._foreach_mul_(present, ratio(1.0, self._reduced([self.weight])[0]))
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss times the GradScaler's factor."""
@@ -102,17 +148,26 @@ class Passes:
             self._suffix = [sum(flops[index:]) / total for index in range(len(flops))]
         return self._suffix[start]
 
-    def mean_over_replicas(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The mean of each tensor over the replicas of a data-parallel training; without one, the tensors."""
-        present = [t for t in tensors if t is not None]
-        if self.replica is None or not present:
-            return list(tensors)
+    def mean_over_replicas(self, sums: Sequence[Tensor | None], weight: Weight = 1.0) -> list[Tensor | None]:
+        """The mean of each tensor over the replicas of a data-parallel training, divided by the mean of their weights.
+
+        Without replicas, the tensors divided by the weight.
+        """
+        weights = [weight] if isinstance(weight, Tensor) else []
+        means = iter(self._reduced([*(t for t in sums if t is not None), *weights]))
+        result = [None if t is None else next(means) for t in sums]
+        return divided(result, next(means) if weights else weight)
+
+    def _reduced(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The mean of each over the replicas, in one message."""
+        if self.replica is None or not tensors:
+            return tensors
         group = self.replica.process_group
-        flat = torch.cat([t.reshape(-1) for t in present])
+        flat = torch.cat([t.reshape(-1) for t in tensors])
         distributed.all_reduce(flat, group=group)
         flat /= distributed.get_world_size(group)
-        parts = iter(flat.split([t.numel() for t in present]))
-        return [None if t is None else next(parts).view_as(t) for t in tensors]
+        parts = flat.split([t.numel() for t in tensors])
+        return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
 
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
@@ -169,6 +224,30 @@ def perturbed(parameters: list[Tensor], perturbation: list[Tensor] | tuple[Tenso
             # By copy: subtracting would leave a NaN where the perturbation overflowed.
             torch._foreach_copy_(parameters, weights)
         torch.clear_autocast_cache()
+
+
+def divided(sums: Sequence[Tensor | None], weight: Weight) -> list[Tensor | None]:
+    """The sums over samples as means; those of samples that count alike are means already, and those of no weight zero."""
+    present = [t for t in sums if t is not None]
+    if not isinstance(weight, Tensor) or not present:
+        return list(sums)
+    means = iter(torch._foreach_mul(present, ratio(1.0, weight)))
+    return [None if t is None else next(means) for t in sums]
+
+
+def _per_sample(found: Tensor | tuple[Tensor, Tensor], n: int) -> Losses:
+    """What the criterion returned for n samples; ValueError if it is something else."""
+    parts = found if isinstance(found, tuple) else (found,)
+    shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    if shapes not in ([(n,)], [(n,), (n,)]):
+        raise ValueError(
+            f"The criterion must return one loss per sample, shape ({n},), or such losses and as many weights, "
+            f"not {' and '.join(map(str, shapes)) or '()'}: pass reduction='none'; the method takes the mean."
+        )
+    if len(parts) == 1:
+        return Losses(parts[0], None)
+    # A mask is a weight too, and half precision could not hold the sum of many.
+    return Losses(parts[0], parts[1].detach().to(torch.promote_types(parts[0].dtype, torch.float32)))
 
 
 def detached(state: Any) -> Any:
