@@ -132,7 +132,7 @@ def test_bf16_bends_what_is_a_difference_of_gradients():
     for precision in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
         model = model_of("resnet20", 10, 1)
-        x, y = torch.randn(32, 1, 16, 16), torch.randint(10, (32,))
+        x, y = torch.randn(128, 1, 16, 16), torch.randint(10, (128,))
         optimizer = torch.optim.SGD(model.parameters(), 0.05)
         for name in ("looksam", "vsam"):
             gradient = create(name, model, rho=0.05)
@@ -146,8 +146,8 @@ def test_bf16_bends_what_is_a_difference_of_gradients():
         return torch.cosine_similarity(found[name, torch.float32], found[name, torch.bfloat16], 0).item()
 
     assert agreement("gradient") > 0.99
-    assert 0.5 < agreement("looksam") < agreement("gradient") - 0.01
-    assert 0.5 < agreement("vsam") < agreement("gradient") - 0.01
+    assert 0.6 < agreement("looksam") < 0.95
+    assert 0.6 < agreement("vsam") < 0.95
 
 
 def test_looksam_reports_the_sizes_of_what_it_reuses_and_of_what_it_is_taken_from():

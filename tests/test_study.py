@@ -36,7 +36,7 @@ def write(tmp_path, text):
 def test_the_first_seed_of_all_comes_before_the_second_and_a_run_of_two_blocks_once(tmp_path):
     tasks = study.tasks(write(tmp_path, OWN), asked(tmp_path))
     assert [(task.label, task.seed) for task in tasks] == [
-        ("optimizer=sgd", 0), ("optimizer=sam rho=0.1", 0), ("optimizer=sgd", 1), ("optimizer=sam rho=0.1", 1),
+        ("optimizer=sgd epochs=1", 0), ("optimizer=sam rho=0.1", 0), ("optimizer=sgd", 1), ("optimizer=sam rho=0.1", 1),
         ("optimizer=layerwise epochs=2", 0),
     ]  # fmt: skip
     assert [bool(task.measures) for task in tasks] == [False, True, True, True, False]
