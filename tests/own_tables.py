@@ -31,6 +31,7 @@ columns: {c: {}}
 
 METHODS = """references: {SGD: optimizer=sgd, SAM: optimizer=sam}
 ratio_to: SGD
+extra_of: SAM
 columns: {Acc.: {metric: accuracy}, Speed: {metric: images_per_second}, Sampling: {metric: sampling_number, total: 50}}
 rows:
   SGD: {run: optimizer=sgd, paper: [91.96 ± 0.3, 200, ~]}
@@ -70,8 +71,9 @@ def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, passes=1.2, se
 
 
 def time_steps(run, measured, passes, steps=24):
-    """What ``measure cost`` leaves of a SAM run: its step in SGD's, the forward passes that the timed ones made."""
-    rows = [{"method": "sgd", "measured": 1.0, "forward_units": 1.0}, {"method": "sam", "measured": measured, "forward_units": passes}]
+    """What ``measure cost`` leaves of a run: its step in SGD's, the forward passes that the timed ones made."""
+    method = {"method": run.summary["optimizer"], "measured": measured, "forward_units": passes}
+    rows = [{"method": "sgd", "measured": 1.0, "forward_units": 1.0}, method]
     (run.path / "cost.json").write_text(json.dumps({"methods": rows, "steps": steps, "date": "2026-01-02T03:04:05", "commit": "abc"}))
 
 

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 from sam_repro.schema import UserError
 from sam_repro.tables.__main__ import dispatch
 from sam_repro.tables.declare import load, select
+from sam_repro.tables.html import html
 from sam_repro.tables.lookup import Request, Shelf
 from sam_repro.tables.readme import BEGIN, END, index, update
 from sam_repro.tables.recipe import agrees
@@ -17,6 +18,9 @@ from sam_repro.tables.render import as_csv, as_markdown, caption
 from sam_repro.tables.report import report
 from sam_repro.tables.sheet import sheet
 from sam_repro.tables.values import COLUMNS
+
+REFERENCES = "references: {SGD: optimizer=sgd, SAM: optimizer=sam}\n"
+ROW = "rows: {a: {run: optimizer=sgd}}"
 
 
 def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
@@ -33,6 +37,10 @@ def test_a_declaration_that_does_not_fit_is_refused_in_one_sentence(tmp_path):
         ("measure: [cost run=abc]\nrows: {a: {run: optimizer=sgd}}", "run= is what 'tables run' sets itself"),
         ("measure: [landscape]\nrows: {a: {run: optimizer=sgd}}", "landscape needs a layer"),
         ("ratio_to: SGD\nrows: {a: {run: optimizer=sgd}}", "'SGD' is not among the references"),
+        (f"{REFERENCES}ratio_to: SGD\nextra_of: SMA\n{ROW}", "extra_of: 'SMA' is not among the references. Did you mean 'SAM'?"),
+        (f"{REFERENCES}extra_of: SAM\n{ROW}", "extra_of: 'SAM' needs ratio_to"),
+        (f"{REFERENCES}ratio_to: SAM\nextra_of: SAM\n{ROW}", "'SAM' is ratio_to's method, which takes no extra time"),
+        (f"{REFERENCES}ratio_to: SGD\nextra_of: [SAM]\n{ROW}", "extra_of is text, not ['SAM']."),
         ("rows: {a: {paper: [98.1+-0.2]}}", "row 'a': '98.1+-0.2' is not as 91.96 ± 0.3"),
         ("rows: {a: {paper: [98.1.2 ± 0.2]}}", "row 'a': '98.1.2 ± 0.2' is not as 91.96 ± 0.3"),
         ("rows: {a: optimizer=sgd}", "'optimizer=sgd' is no mapping"),
@@ -76,6 +84,70 @@ def test_timed_steps_count_at_the_passes_of_all_training(tmp_path, methods):
     (vsam.path / "cost.json").write_text("{")
     with pytest.raises(UserError, match=r"cost\.json is damaged: measure the run again"):
         sheet_of(tmp_path, methods)
+
+
+def test_the_share_of_extra_time_is_that_of_steps_timed_in_turns_by_seed(tmp_path, methods):
+    """SAM's steps cost 2 and 2.5 of SGD's, the layer-wise ones 1.25 and 1.75: shares of 0.25 and 0.5, whatever the speeds of the runs."""
+    for seed, sam, layers in ((0, 2.0, 1.25), (1, 2.5, 1.75), (2, 3.0, None)):
+        put(tmp_path / "runs", "optimizer=sgd", speed=100 + seed, seed=seed)
+        time_steps(put(tmp_path / "runs", "optimizer=sam", speed=20, seed=seed), sam, 1.2)
+        layerwise = put(tmp_path / "runs", "optimizer=layerwise", speed=90, seed=seed)
+        if layers is not None:
+            time_steps(layerwise, layers, 1.2)
+    sheet = sheet_of(tmp_path, methods)
+    shares = {row: line for (row, _, metric), line in lines_of(sheet).items() if metric == "images_per_second_extra"}
+    line = shares["layer-wise"]
+    assert (line["mean"], line["std"], line["n"], line["paper"]) == ("0.375", "0.176777", "2", "0.25")  # 1/160 between 1/200 and 1/100
+    assert line["run_ids"].count(";") == 1
+    assert [(shares[row]["mean"], shares[row]["std"], shares[row]["n"], shares[row]["paper"]) for row in ("SGD", "SAM")] == [
+        ("0", "0", "3", "0.00"), ("1", "0", "3", "1.00"),
+    ]  # fmt: skip
+    page = as_markdown(sheet, pictures=False)
+    assert "**0.38 ± 0.18 of SAM's extra time** (2)<br>paper 160, 81 % of SGD, 0.25 of SAM's extra time<br>Δ −12.4, +0.12 |" in page
+    assert "(1/v − 1/v_SGD) / (1/v_SAM − 1/v_SGD)" in page
+
+
+def test_the_share_of_extra_time_is_else_that_of_runs_on_like_hardware(tmp_path, methods):
+    for seed, sgd, sam, layers in ((0, 100, 50, 80), (1, 100, 100, 80)):  # a SAM as fast as SGD takes no extra time to have a share of
+        for method, speed in (("sgd", sgd), ("sam", sam), ("layerwise", layers)):
+            run = put(tmp_path / "runs", f"optimizer={method}", speed=speed, seed=seed)
+    line = lines_of(sheet_of(tmp_path, methods))["layer-wise", "Speed", "images_per_second_extra"]
+    assert (line["mean"], line["n"]) == ("0.25", "1")  # (1/80 - 1/100) / (1/50 - 1/100)
+    for method in ("sam", "sgd", "layerwise"):  # the last one's on another machine
+        run = put(tmp_path / "other", f"optimizer={method}", speed=50)
+    (run.path / "summary.json").write_text((run.path / "summary.json").read_text().replace("a machine", "another"))
+    line = lines_of(sheet(methods, Request(runs_dir=str(tmp_path / "other")), Shelf(tmp_path / "other", "none")))
+    assert line["layer-wise", "Speed", "images_per_second_extra"]["n"] == ""
+    assert line["layer-wise", "Speed", "images_per_second"]["n"] == "1"
+
+
+def test_absolute_speeds_and_times_of_ours_are_in_the_csv_alone(tmp_path):
+    """They say more of the machine's other users than of the method; the paper's stay, and so do ours where there is no ratio."""
+    content = """columns: {Speed: {metric: images_per_second}, Time: {metric: seconds}}
+rows: {SGD: {run: optimizer=sgd, paper: [659.2, 7000]}, SAM: {run: optimizer=sam, paper: [459.5, 9000]}}"""
+    ratios = load(declare(tmp_path / "experiments", f"{REFERENCES}ratio_to: SGD\nextra_of: SAM\n{content}"), "own/t")
+    for method, speed in (("sgd", 353.5), ("sam", 176.75)):
+        put(tmp_path / "runs", f"optimizer={method}", speed=speed)
+    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    report(ratios, request, Shelf(request.runs_dir, request.results_dir))
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
+    update(tmp_path / "README.md", tmp_path / "results", tmp_path / "experiments")
+    lines = lines_of(sheet_of(tmp_path, ratios))
+    assert [lines["SAM", "Speed", f"images_per_second{kind}"]["mean"] for kind in ("", "_ratio", "_extra")] == ["176.75", "50", "1"]
+    assert [lines["SAM", "Time", f"seconds{kind}"]["mean"] for kind in ("", "_ratio")] == ["4", "100"]
+    own = "**50.0 % of SGD** (1)<br>**1.00 of SAM's extra time** (1){}paper 459.5, 69.7 % of SGD, 1.00 of SAM's extra time"
+    assert own.format("<br>") in (tmp_path / "results" / "own" / "t.md").read_text()
+    assert own.format("; ") in (tmp_path / "README.md").read_text()
+    pages = [(tmp_path / name).read_text() for name in ("README.md", "results/own/t.md", "results/own/t.tex")]
+    page = html([], "T", sheet_of(tmp_path, ratios).lines)
+    for text in [*pages, page]:
+        assert "176.8" not in text
+        assert "176.75" not in text
+        assert "459.5" in text
+    assert ">images_per_second_extra<" in page
+    assert '<td class="number" data-value="659.2">659.2</td><td></td>' in page  # the paper's, and nothing of ours
+    alone = load(declare(tmp_path / "alone", content), "own/t")
+    assert "**176.8** (1)<br>paper 459.5 |" in as_markdown(sheet_of(tmp_path, alone), pictures=False)
 
 
 def test_a_page_to_look_at_comes_with_the_report(tmp_path, methods, monkeypatch, capsys):
@@ -126,7 +198,7 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
         "# own/t: T", "Table 0 of: C, 2024.", "`python -m sam_repro.tables report own/t`",
         "scale small (epochs x 1, data x 0.1), cpu bf16, a machine", "2 runs, seeds 0, 1",
         "run own/t scale=small device=cpu precision=bf16 seeds=0,1`", "last training loss 0.5",
-        "**61.50 ± 2.12** (2)<br>best 62.50<br>paper 91.96 ± 0.3<br>Δ −30.46", "100.0 ± 0.0 % of SGD", "paper 95.0 (quoted)",
+        "**61.50 ± 2.12** (2)<br>best 62.50<br>paper 91.96 ± 0.3<br>Δ −30.46", "**100.0 ± 0.0 % of SGD** (2)", "paper 95.0 (quoted)",
     ):  # fmt: skip
         assert said in page, said
     tex = (tmp_path / "results" / "own" / "t.tex").read_text()
@@ -198,7 +270,7 @@ def test_a_ratio_of_fewer_seeds_says_so(tmp_path, methods):
         sam = put(tmp_path / "runs", "optimizer=sam", seed=seed)
     time_steps(sam, 2.0, 1.2)
     page = as_markdown(sheet_of(tmp_path, methods), pictures=False)
-    assert "**100.0 ± 0.0** (2)<br>50.0 % of SGD (1)" in page
+    assert "**50.0 % of SGD** (1)<br>**1.00 of SAM's extra time** (1)<br>paper 100" in page
 
 
 FIGURES = {

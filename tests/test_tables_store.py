@@ -25,12 +25,12 @@ from sam_repro.train.store import Run
 
 def test_what_speeds_are_relative_to_is_measured_too(tmp_path):
     content = """references: {SGD: optimizer=sgd, SAM: optimizer=sam}
-ratio_to: SAM
 measure: [cost steps=5]
 rows: {a: {run: optimizer=vsam}}"""
-    table, request = load(declare(tmp_path, content), "own/t"), Request(device="cpu", seeds=(0,))
-    wanted = missing(tasks([table], request, Shelf("none", "none")))
-    assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
+    for name, relative in (("own/ratio", "ratio_to: SAM"), ("own/extra", "ratio_to: SGD\nextra_of: SAM")):
+        table, request = load(declare(tmp_path, f"{relative}\n{content}", name), name), Request(device="cpu", seeds=(0,))
+        wanted = missing(tasks([table], request, Shelf("none", "none")))
+        assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
 
 
 def test_a_measurement_of_less_does_not_stand_for_the_one_declared(tmp_path):

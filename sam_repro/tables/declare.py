@@ -19,7 +19,9 @@ from .metrics import metric_of
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
 KINDS = ("table", "figure", "recipe")
-HEADER = {"title", "citation", "source", "kind", "plot", "seeds", "references", "ratio_to", "columns", "rows", "blocks", "footnotes"}
+HEADER = {
+    "title", "citation", "source", "kind", "plot", "seeds", "references", "ratio_to", "extra_of", "columns", "rows", "blocks", "footnotes",
+}  # fmt: skip
 BENCHMARK = {"experiment", "dataset", "model"}
 NODE = {"run", "with", "metric", "measure", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
 NUMBER = r"\d+(?:\.\d+)?"
@@ -81,6 +83,7 @@ class Table:
     cells: tuple[Cell, ...]
     references: Mapping[str, Words]  # methods to compare with, by the name they are shown under
     ratio_to: str
+    extra_of: str  # of this reference's time beyond that of ratio_to, a method spends a share
     footnotes: tuple[str, ...]
 
     @property
@@ -147,7 +150,7 @@ def load(folder: Path, name: str) -> Table:
 
 def _table(name: str, content: dict[str, Any]) -> Table:
     _known(content, HEADER | NODE)
-    for key in ("title", "citation", "source", "plot", "ratio_to"):
+    for key in ("title", "citation", "source", "plot", "ratio_to", "extra_of"):
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{key} is text, not {content[key]!r}.")
     if content["kind"] not in KINDS:
@@ -178,12 +181,17 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     if not isinstance(footnotes, list) or not all(isinstance(note, str) for note in footnotes):
         raise UserError("footnotes is a list of sentences.")
     references = {label: tuple(words.split()) for label, words in content.get("references", {}).items()}
-    ratio_to = content.get("ratio_to", "")
-    if ratio_to and ratio_to not in references:
-        raise UserError(f"ratio_to: {ratio_to!r} is not among the references.{suggest(ratio_to, references)}")
+    ratio_to, extra_of = (content.get(key, "") for key in ("ratio_to", "extra_of"))
+    for key, label in (("ratio_to", ratio_to), ("extra_of", extra_of)):
+        if label and label not in references:
+            raise UserError(f"{key}: {label!r} is not among the references.{suggest(label, references)}")
+    if extra_of and not ratio_to:
+        raise UserError(f"extra_of: {extra_of!r} needs ratio_to, the method beyond which time is extra.")
+    if extra_of and references[extra_of] == references[ratio_to]:
+        raise UserError(f"extra_of: {extra_of!r} is ratio_to's method, which takes no extra time.")
     return Table(
         name, content["title"], content["citation"], content["source"], content["kind"], content.get("plot", ""),
-        int(content["seeds"]), tuple(cells), references, ratio_to, tuple(footnotes),
+        int(content["seeds"]), tuple(cells), references, ratio_to, extra_of, tuple(footnotes),
     )  # fmt: skip
 
 

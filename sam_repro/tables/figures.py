@@ -175,7 +175,10 @@ def speed(sheet: Sheet) -> Figure | None:
 
 def _place(score: Shown, fast: Shown, ours: bool) -> tuple[float, float] | None:
     """Speed and accuracy of a model under a method, where both are known."""
-    x, y = (fast.derived.mean, score.line.mean) if ours and fast.derived else (fast.derived and fast.derived.paper, score.line.paper)
+    if not fast.derived:
+        return None
+    ratio = fast.derived[0]
+    x, y = (ratio.mean, score.line.mean) if ours else (ratio.paper, score.line.paper)
     return (float(x), float(y)) if x and y else None
 
 

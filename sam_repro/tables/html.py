@@ -25,7 +25,7 @@ from .charts import chart_data
 from .compare import Benchmark, Setting, benchmarks
 from .metrics import METRICS
 from .readme import read_csv
-from .render import printed
+from .render import comparable, printed
 from .values import Line
 
 USAGE = "python -m sam_repro.tables.html [ID ...] [runs_dir=runs] [out=report.html] [title=...] [table=results/kdd24/table1.csv]"
@@ -95,7 +95,7 @@ def header(title: str, runs: Sequence[Run], known: Sequence[Benchmark]) -> str:
 
 def declared(lines: Sequence[Line], known: set[str]) -> str:
     """The declared table, a line a cell: the paper's value beside ours."""
-    return "<section><h2>The paper’s table</h2>" + table(DECLARED, [_declared(line, known) for line in lines]) + "</section>"
+    return "<section><h2>The paper’s table</h2>" + table(DECLARED, [_declared(line, known) for line in comparable(lines)]) + "</section>"
 
 
 def _declared(line: Line, known: set[str]) -> list[str]:

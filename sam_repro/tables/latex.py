@@ -9,7 +9,7 @@ import re
 import textwrap
 import unicodedata
 
-from .render import LEGEND, caption, told
+from .render import caption, legend, told
 from .sheet import Sheet
 
 LETTERS = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "^": r"\^{}", "~": r"\~{}", "{": r"\{", "}": r"\}",
@@ -30,7 +30,7 @@ def as_latex(sheet: Sheet, pictures: bool) -> str:
     rows = [_row(row, [told(sheet, sheet.at(row, column)) for column in table.columns]) for row in table.rows]
     tests = [f"{t.row}, {t.column} against {t.against}: {t.difference:+.3f}, p = {t.p:.3f} (n = {t.n})." for t in sheet.tests]
     paired = [f"Paired t-tests over seeds, two-sided: {' '.join(tests)}"] if tests else []
-    said = [LEGEND["recipe" if table.kind == "recipe" else "table"], *sheet.notes, *paired, *table.footnotes]
+    said = [legend(table), *sheet.notes, *paired, *table.footnotes]
     return "\n".join([
         *(picture if pictures else []),
         r"{\scriptsize\setlength{\tabcolsep}{3pt}",

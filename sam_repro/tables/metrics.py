@@ -19,15 +19,16 @@ class Metric:
     derived: str = ""
     best: bool = False  # the best epoch's is shown beside the last
     relative: bool = False  # of the machine or of the training's length: only the derived number compares with the paper's
+    clock: int = 0  # the power of it that is a time: 1, or -1 of a speed; 0 where no clock is in it
 
 
 METRICS = {
     "accuracy": Metric(lambda _, s: s["score_last"], 2, best=True),
     "matthews": Metric(lambda _, s: s["score_last"], 2, best=True),
     "train_loss": Metric(lambda _, s: s["train_loss"], 4),
-    "images_per_second": Metric(lambda _, s: s["images_per_second"], 1, "images_per_second_ratio", relative=True),
-    "seconds": Metric(lambda _, s: s["seconds"], 0, "seconds_ratio", relative=True),
-    "hours": Metric(lambda _, s: s["seconds"] / 3600, 2, "hours_ratio", relative=True),
+    "images_per_second": Metric(lambda _, s: s["images_per_second"], 1, "images_per_second_ratio", relative=True, clock=-1),
+    "seconds": Metric(lambda _, s: s["seconds"], 0, "seconds_ratio", relative=True, clock=1),
+    "hours": Metric(lambda _, s: s["seconds"] / 3600, 2, "hours_ratio", relative=True, clock=1),
     "sampling_number": Metric(lambda _, s: s["sampling_number"], 0, "sampling_rate", relative=True),
     "grad_norm": Metric(lambda _, s: s["grad_norm"], 4),
     "perturbations": Metric(lambda _, s: sum(s["perturbations"].values()), 0),

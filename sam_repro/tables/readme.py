@@ -10,7 +10,7 @@ from typing import Any
 from ..schema import UserError, options, read
 from ..train.store import write
 from .declare import EXPERIMENTS, Table, names, select
-from .render import printed, spread, unit
+from .render import comparable, ours, papers
 from .values import COLUMNS, Line
 
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
@@ -56,11 +56,12 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
     tables, parts, scales = select(names(folder), folder), [], set()
     for table in tables:
         path = results / f"{table.name}.csv"
-        if lines := [line for line in read_csv(path) if line.n] if path.exists() else []:
+        lines = read_csv(path) if path.exists() else []
+        if any(line.n for line in lines):
             parts.append(_table(table, lines, results, os.path.relpath(results, base)))
-            scales |= {_scale(line) for line in lines}
+            scales |= {_scale(line) for line in lines if line.n}
     head = f"{len(parts)} of {len(tables)} tables and figures have runs; the others hold the papers' values, recipes what the presets set."
-    head += " Bold: ours, mean ± sample standard deviation (seeds). Absolute speeds are of different times, ratios compare."
+    head += " Bold: ours, mean ± sample standard deviation (seeds). Ours of speeds are ratios: absolute ones do not compare."
     for scale in sorted({scale for scale in scales if scale in options("scale") and scale != "paper"}):
         factors = read(f"scale/{scale}")
         head += f" Scale {scale} is epochs x {factors['epochs']:g} and data x {factors['data']:g}, where nothing else is said:"
@@ -69,18 +70,21 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
 
 
 def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:
-    filled = {(line.row, line.column): _scale(line) for line in lines}
+    filled = {(line.row, line.column): _scale(line) for line in lines if line.n}
     notes = {cell.substitutes[scale].note for cell in table.cells if (scale := filled.get((cell.row, cell.column), "")) in cell.substitutes}
-    shown = "; ".join([*sorted({f"scale {line.scale} on {line.device}" for line in lines}), *sorted(notes)])
+    shown = "; ".join([*sorted({f"scale {line.scale} on {line.device}" for line in lines if line.n}), *sorted(notes)])
     head = f"**[{table.name}]({where}/{table.name}.md)** {table.title} ({shown})\n"
     if table.kind == "figure":
         drawn = (results / f"{table.name}.png").exists()
         return f"{head}\n![{table.title}]({where}/{table.name}.png)\n" if drawn else head
-    rows, columns = (list(dict.fromkeys(getattr(line, key) for line in lines)) for key in ("row", "column"))
+    cells: dict[tuple[str, str], list[Line]] = {}
+    for line in comparable(lines):
+        cells.setdefault((line.row, line.column), []).append(line)
+    said = {place: _said(inside, table) for place, inside in cells.items() if any(line.n for line in inside)}
+    columns = list(dict.fromkeys(column for _, column in said))
+    rows = {row: [said.get((row, column), "") for column in columns] for row, _ in said}
     text = ["", f"| {' | '.join(['', *columns])} |", f"|{' --- |' * (len(columns) + 1)}"]
-    for row in rows:
-        cells = ["<br>".join(_said(line, table) for line in lines if (line.row, line.column) == (row, column)) for column in columns]
-        text.append(f"| {' | '.join([row, *cells])} |")
+    text += [f"| {' | '.join([row, *inside])} |" for row, inside in rows.items()]
     return head + "\n".join(text) + "\n"
 
 
@@ -89,10 +93,10 @@ def _scale(line: Line) -> str:
     return line.scale.partition(" ")[0]
 
 
-def _said(line: Line, table: Table) -> str:
-    relative = unit(line, table)
-    paper = f"; paper {printed(line)}{relative}" if line.paper else ""
-    return f"**{spread(line)}{relative}** ({line.n}){paper}"
+def _said(lines: list[Line], table: Table) -> str:
+    """A cell: ours, then the paper's values."""
+    paper = papers(lines, table)
+    return "<br>".join(ours(line, table) for line in lines if line.n) + (f"; paper {paper}" if paper else "")
 
 
 def read_csv(path: Path) -> list[Line]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from .declare import Table
 from .metrics import METRICS
@@ -16,9 +17,9 @@ LEGEND = {
     "table": (
         "Bold: ours, the mean ± sample standard deviation (number of seeds), of scores and losses those of the last epoch; then the mean "
         "of the best epochs, the paper's value, and Δ, ours less the paper's. Absolute speeds and times depend on the machine, and on a "
-        "shared one on its other users: those of runs at different times do not compare. A ratio of speeds is that of steps timed in turns "
-        "in one process, where that was done after training (`python -m sam_repro.measure cost run=ID`; what a step takes beyond a plain "
-        "one is scaled to the passes of all training), else that of the runs; Δ is that of the ratios."
+        "shared one on its other users: ours are in the CSV alone where cells have what compares, and Δ is of that. A ratio of speeds "
+        "is that of steps timed in turns in one process, where that was done after training (`python -m sam_repro.measure cost run=ID`; "
+        "what a step takes beyond a plain one is scaled to the passes of all training), else that of the runs."
     ),
     "recipe": "Ours ✓ where it is what the paper prints, ✗ where it is not.",
 }
@@ -55,11 +56,22 @@ def as_markdown(sheet: Sheet, pictures: bool) -> str:
         picture = table.name.rpartition("/")[2]
         parts.append(f"![{table.title}]({picture}.png)\n\n{caption(sheet)} ([SVG]({picture}.svg))")
     parts.append("\n".join(f"- {note}" for note in sheet.notes or ["No runs yet."] * empty))
-    parts += [matrix(sheet), LEGEND["recipe" if table.kind == "recipe" else "table"]]
+    parts += [matrix(sheet), legend(table)]
     if sheet.tests:
         parts.append(tests(sheet))
     parts.append("\n".join(f"- {note}" for note in table.footnotes))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def legend(table: Table) -> str:
+    """How to read a cell."""
+    if table.kind == "recipe" or not table.extra_of:
+        return LEGEND["recipe" if table.kind == "recipe" else "table"]
+    plain, other = table.ratio_to, table.extra_of
+    return (
+        f"{LEGEND['table']} Of {other}'s extra time a method spends (1/v − 1/v_{plain}) / (1/v_{other} − 1/v_{plain}), v its speed: "
+        f"{plain} 0, {other} 1. A cost that every step has, whatever its method, cancels in it."
+    )
 
 
 def command(sheet: Sheet, verb: str) -> str:
@@ -93,21 +105,34 @@ def matrix(sheet: Sheet, rows: list[str] | None = None) -> str:
 
 def told(sheet: Sheet, cell: Shown) -> list[str]:
     """The lines of a cell of the page: ours, best, ratio, the paper's, difference; those that there are."""
-    line, derived = cell.line, cell.derived
     if sheet.table.kind == "recipe":
+        line = cell.line
         sign = {True: " ✓", False: " ✗", None: ""}[agrees(line)]
         said = [f"**{line.mean}**{sign}"] if line.mean is not None else []
         return [*said, *([f"paper {line.paper}"] if line.paper and sign != " ✓" else [])]
-    found = [ours(line)] if line.n else []
+    lines = comparable(cell.lines)
+    found = [ours(line, sheet.table) for line in lines if line.n]
     if cell.best is not None:
-        found.append(f"best {cell.best:.{digits(line)}f}")
-    if derived and derived.n:
-        fewer = f" ({derived.n})" if derived.n != line.n else ""
-        found.append(f"{spread(derived)}{unit(derived, sheet.table)}{fewer}")
-    if line.paper:
-        ratio = f", {derived.paper}{unit(derived, sheet.table)}" if derived and derived.paper else ""
-        found.append(f"paper {printed(line)}{ratio}{' (quoted)' if cell.cell.quoted else ''}")
+        found.append(f"best {cell.best:.{digits(cell.line)}f}")
+    if cell.line.paper:
+        found.append(f"paper {papers(lines, sheet.table)}{' (quoted)' if cell.cell.quoted else ''}")
     return [*found, *difference(cell)]
+
+
+def comparable(lines: Sequence[Line]) -> list[Line]:
+    """What is shown of lines of the CSV: our absolute speeds and times are not, where lines of their own have what compares."""
+    there = {(line.row, line.column, line.metric) for line in lines}
+    return [
+        replace(line, mean=None, std=None, n=0, scale="", device="", run_ids=())
+        if line.metric in METRICS and METRICS[line.metric].clock and (line.row, line.column, METRICS[line.metric].derived) in there
+        else line
+        for line in lines
+    ]
+
+
+def papers(lines: Iterable[Line], table: Table) -> str:
+    """The paper's values of a cell: ``604.2, 91.7 % of SGD``."""
+    return ", ".join(f"{printed(line)}{unit(line, table)}" for line in lines if line.paper)
 
 
 def printed(line: Line) -> str:
@@ -115,9 +140,9 @@ def printed(line: Line) -> str:
     return f"{line.paper} ± {line.paper_std}" if line.paper_std else line.paper
 
 
-def ours(line: Line) -> str:
-    """``**62.31 ± 0.40** (2)``."""
-    return f"**{spread(line)}** ({line.n})"
+def ours(line: Line, table: Table) -> str:
+    """``**62.31 ± 0.40** (2)``, ``**49.7 ± 0.2 % of SGD** (3)``."""
+    return f"**{spread(line)}{unit(line, table)}** ({line.n})"
 
 
 def spread(line: Line) -> str:
@@ -126,21 +151,22 @@ def spread(line: Line) -> str:
 
 
 def unit(line: Line, table: Table) -> str:
-    """What a ratio is relative to; empty for other numbers."""
-    return f" % of {table.ratio_to}" if line.metric.endswith("_ratio") else " % of steps" if line.metric.endswith("_rate") else ""
+    """What a number is relative to; empty for those that are not."""
+    units = {"ratio": f" % of {table.ratio_to}", "rate": " % of steps", "extra": f" of {table.extra_of}'s extra time"}
+    return units.get(line.metric.rpartition("_")[2], "")
 
 
 def difference(cell: Shown) -> list[str]:
-    """Ours less the paper's; of speeds and counts that of the ratios, which alone compare."""
-    line = cell.derived if METRICS[cell.cell.metric].relative else cell.line
-    if line is None or not line.n or not line.paper or isinstance(line.mean, str):
-        return []
-    return [f"Δ {(line.mean or 0.0) - float(line.paper):+.{digits(line)}f}".replace("-", "−")]
+    """Ours less the paper's; of speeds and counts that of what is relative, which alone compares."""
+    lines = cell.derived if METRICS[cell.cell.metric].relative else [cell.line]
+    both = [(line, line.mean - float(line.paper)) for line in lines if line.paper and isinstance(line.mean, float)]
+    differences = ", ".join(f"{value:+.{digits(line)}f}" for line, value in both)
+    return [f"Δ {differences}".replace("-", "−")] if both else []
 
 
 def digits(line: Line) -> int:
-    """Decimals of a metric; ratios have one."""
-    return METRICS[line.metric].digits if line.metric in METRICS else 1
+    """Decimals of a metric; ratios and rates have one, shares of extra time two."""
+    return METRICS[line.metric].digits if line.metric in METRICS else 2 if line.metric.endswith("_extra") else 1
 
 
 def tests(sheet: Sheet) -> str:

@@ -28,7 +28,7 @@ class Sheet:
     @property
     def lines(self) -> list[Line]:
         """Of the CSV."""
-        return [line for cell in self.cells for line in (cell.line, cell.derived) if line is not None]
+        return [line for cell in self.cells for line in cell.lines]
 
     @property
     def runs(self) -> dict[str, Run]:

@@ -1,4 +1,4 @@
-"""The numbers of a table: mean and deviation over seeds, ratios to a reference, paired tests; a line of the CSV for each."""
+"""The numbers of a table: mean and deviation over seeds, what compares with a reference, paired tests; a line of the CSV for each."""
 
 from __future__ import annotations
 
@@ -47,8 +47,13 @@ class Shown:
 
     cell: Cell
     line: Line
-    derived: Line | None = None  # the ratio to the reference, or the share of steps
+    derived: tuple[Line, ...] = ()  # the ratio to the reference and the share of another's extra time, or the share of steps
     best: float | None = None  # mean of the best epochs, where the metric has one
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Of the CSV."""
+        return self.line, *self.derived
 
 
 @dataclass(frozen=True)
@@ -71,27 +76,49 @@ def shown(table: Table, filled: Filled, request: Request) -> Shown:
     line = _line(filled, cell.metric, cell.paper, values, request)
     bests = [filled.runs[seed].summary["score_best"] for seed in values] if metric.best else []
     best = round(statistics.fmean(bests), DIGITS) if bests else None
-    derived = None
+    derived: tuple[Line, ...] = ()
     if cell.metric == "sampling_number":
         rates = {seed: 100 * value / filled.runs[seed].summary["steps"] for seed, value in values.items()}
-        derived = _line(filled, metric.derived, Printed(_percent(cell.paper.value, cell.total)), rates, request)
+        derived = (_line(filled, metric.derived, Printed(_percent(cell.paper.value, cell.total)), rates, request),)
     elif metric.derived and table.ratio_to:
-        others = filled.references.get(table.ratio_to, {})
-        reference = measured(others, cell.metric)
-        pairs = {seed: (filled.runs[seed], others[seed]) for seed in values.keys() & reference.keys()}
-        in_turns = {seed: _ratio_in_turns(*pair) for seed, pair in sorted(pairs.items())} if cell.metric == "images_per_second" else {}
-        ratios = {seed: ratio for seed, ratio in in_turns.items() if ratio is not None}  # never mixed with those of whole runs
-        if not ratios:
-            alike = sorted(seed for seed, (run, other) in pairs.items() if run.summary["hardware"] == other.summary["hardware"])
-            ratios = {seed: 100 * values[seed] / reference[seed] for seed in alike}
-        derived = _line(filled, metric.derived, Printed(_paper_ratio(table, cell)), ratios, request)
+        derived = _compared(table, filled, request)
     return Shown(cell, line, derived, best)
 
 
-def _ratio_in_turns(run: Run, reference: Run) -> float | None:
-    """The speed in percent of the reference's by steps timed in turns in one process; None where that was not measured."""
-    costs = [_step_cost(one) for one in (run, reference)]
-    return None if costs[0] is None or costs[1] is None else 100 * costs[1] / costs[0]
+def _compared(table: Table, filled: Filled, request: Request) -> tuple[Line, ...]:
+    """The percent of the reference's speed or time; the share of the extra time of another, where the table declares that."""
+    cell, metric = filled.cell, metric_of(filled.cell.metric)
+    plain, other = (filled.references.get(label, {}) for label in (table.ratio_to, table.extra_of))
+    ratios = {seed: 100 * (own / base) ** metric.clock for seed, (own, base) in _times(cell.metric, filled.runs, plain).items()}
+    found = [_line(filled, metric.derived, Printed(_paper_ratio(table, cell)), ratios, request)]
+    if table.extra_of:
+        times = _times(cell.metric, filled.runs, plain, other)
+        shares = {seed: share for seed, three in times.items() if (share := extra_share(*three)) is not None}
+        found.append(_line(filled, f"{cell.metric}_extra", Printed(_paper_share(table, cell)), shares, request))
+    return tuple(found)
+
+
+def extra_share(own: float, plain: float, other: float) -> float | None:
+    """Of the time that ``other`` takes beyond ``plain``, what ``own`` takes beyond it: 0 is as fast as plain, 1 as slow as the other.
+
+    What a step of each of the three takes alike is not in it, but is in their ratios. None where the other takes no longer than plain.
+    """
+    return (own - plain) / (other - plain) if other > plain else None
+
+
+def _times(metric: str, *methods: Runs) -> dict[int, tuple[float, ...]]:
+    """The time of each of the methods by seed: of steps timed in turns in one process where that was done, else of runs on like hardware.
+
+    The two never mix: whole runs tell more of a shared machine's other users than of the method.
+    """
+    values = [measured(runs, metric) for runs in methods]
+    seeds = sorted(set.intersection(*map(set, values)))
+    if metric == "images_per_second":
+        costs = {seed: [cost for runs in methods if (cost := _step_cost(runs[seed])) is not None] for seed in seeds}
+        if in_turns := {seed: tuple(of) for seed, of in costs.items() if len(of) == len(methods)}:
+            return in_turns
+    alike = [seed for seed in seeds if len({runs[seed].summary["hardware"] for runs in methods}) == 1]
+    return {seed: tuple(value[seed] ** metric_of(metric).clock for value in values) for seed in alike}
 
 
 def _step_cost(run: Run) -> float | None:
@@ -170,11 +197,24 @@ def _percent(value: str, total: str) -> str:
 
 def _paper_ratio(table: Table, cell: Cell) -> str:
     """Printed by the paper, or from the printed numbers of the cell and of the table's reference for its benchmark."""
-    if cell.paper.ratio or not cell.words:
-        return cell.paper.ratio
-    reference = set(table.reference(cell, table.ratio_to).words)
-    same = [other for other in table.cells if set(other.words) == reference and other.metric == cell.metric and other.paper.value]
-    return _percent(cell.paper.value, same[0].paper.value) if same else ""
+    return cell.paper.ratio if cell.paper.ratio or not cell.words else _percent(cell.paper.value, _paper_value(table, cell, table.ratio_to))
+
+
+def _paper_share(table: Table, cell: Cell) -> str:
+    """From the printed numbers of the cell and of the table's references for its benchmark; the paper prints none."""
+    labels = (table.ratio_to, table.extra_of) if cell.words else ()
+    printed = [cell.paper.value, *(_paper_value(table, cell, label) for label in labels)]
+    if len(printed) < 3 or not all(printed):
+        return ""
+    share = extra_share(*(float(value) ** metric_of(cell.metric).clock for value in printed))
+    return "" if share is None else f"{share:.2f}"
+
+
+def _paper_value(table: Table, cell: Cell, label: str) -> str:
+    """What the paper prints, in this table, of a reference in the place of the cell."""
+    words = set(table.reference(cell, label).words)
+    same = (other.paper.value for other in table.cells if set(other.words) == words and other.metric == cell.metric)
+    return next(filter(None, same), "")
 
 
 def number(value: float | str | None) -> str:

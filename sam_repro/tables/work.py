@@ -73,7 +73,7 @@ def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Wo
         yield cell, f"{cell.row}, {cell.column.partition(' / ')[0]}", cell.measures
     for cell in cells:
         for label in table.references:
-            yield table.reference(cell, label), f"{label} (reference)", cell.measures if label == table.ratio_to else ()
+            yield table.reference(cell, label), f"{label} (reference)", cell.measures if label in (table.ratio_to, table.extra_of) else ()
 
 
 def device_type(name: str) -> str:
