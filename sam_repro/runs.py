@@ -138,6 +138,8 @@ def show(run: Run) -> None:
     print(f"command  {status['command']}")
     if status.get("error"):
         print(f"error    {status['error']}")
+    if last := status.get("last_finite"):
+        print(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
     print(f"config   {json.dumps(run.config)}")
     if run.summary:
         show_summary(run.summary, str(run.path))
@@ -155,7 +157,7 @@ def row_of(run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "epochs": f"{len(run.metrics())}/{config['epochs']}",
     }
-    if run.state == "failed":
+    if run.state in ("failed", "diverged"):
         row["error"] = run.status.get("error")
     if s := run.summary:
         row |= {

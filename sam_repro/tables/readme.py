@@ -46,7 +46,7 @@ def _filled(table: Table, results: Path) -> str:
     if table.kind == "recipe":
         return "a recipe, checked without runs"
     path = results / f"{table.name}.csv"
-    lines = [line for line in read_csv(path) if line.n] if path.exists() else []
+    lines = [line for line in read_csv(path) if line.run_ids] if path.exists() else []
     where = ", ".join(sorted({f"scale {line.scale} on {line.device}" for line in lines}))
     return f"{len({(line.row, line.column) for line in lines})} of {len(table.cells)}{f': {where}' if where else ''}"
 
@@ -56,7 +56,7 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
     tables, parts, scales = select(names(folder), folder), [], set()
     for table in tables:
         path = results / f"{table.name}.csv"
-        if lines := [line for line in read_csv(path) if line.n] if path.exists() else []:
+        if lines := [line for line in read_csv(path) if line.run_ids] if path.exists() else []:
             parts.append(_table(table, lines, results, os.path.relpath(results, base)))
             scales |= {_scale(line) for line in lines}
     head = f"{len(parts)} of {len(tables)} tables and figures have runs; the others hold the papers' values, recipes what the presets set."
@@ -92,7 +92,8 @@ def _scale(line: Line) -> str:
 def _said(line: Line, table: Table) -> str:
     relative = unit(line, table)
     paper = f"; paper {printed(line)}{relative}" if line.paper else ""
-    return f"**{spread(line)}{relative}** ({line.n}){paper}"
+    ours = [*([f"**{spread(line)}{relative}** ({line.n})"] if line.n else []), *([line.diverged] if line.diverged else [])]
+    return f"{', '.join(ours)}{paper}"
 
 
 def read_csv(path: Path) -> list[Line]:

@@ -98,7 +98,7 @@ def told(sheet: Sheet, cell: Shown) -> list[str]:
         sign = {True: " ✓", False: " ✗", None: ""}[agrees(line)]
         said = [f"**{line.mean}**{sign}"] if line.mean is not None else []
         return [*said, *([f"paper {line.paper}"] if line.paper and sign != " ✓" else [])]
-    found = [ours(line)] if line.n else []
+    found = [*([ours(line)] if line.n else []), *([line.diverged] if line.diverged else [])]
     if cell.best is not None:
         found.append(f"best {cell.best:.{digits(line)}f}")
     if derived and derived.n:
