@@ -42,7 +42,8 @@ app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config"
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
-    from .dry_run import dry_run  # these import torch: not before the configuration is known to be right
+    from .dry_run import dry_run  # some of these import torch: not before the configuration is known to be right
+    from .fingerprint import check_data, describe
     from .tracking.console import console, show_summary
     from .tracking.follow import show_finished
     from .train.job import resolve_device
@@ -53,8 +54,12 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if config["dry_run"]:
         dry_run(config, run)
         return
+    kept = not config["rerun"] and (run.state in ("done", "diverged") or run.checkpoint.exists())
+    data = check_data(run, config) if kept else None
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
+        if not data and (known := run.status.get("data")):
+            console.print(f"Its data, {describe(known)}, are not at hand (data_dir={config['data_dir']}): nothing was compared.")
         show_summary(run.summary, str(run.path))
         show_finished(config, run)
         return

@@ -12,6 +12,7 @@ import yaml
 
 from .command import command
 from .config import OUTSIDE, compose, identity
+from .fingerprint import describe
 from .schema import UserError, suggest
 from .train.store import OVER, Run, all_runs, find, write
 
@@ -140,6 +141,8 @@ def show(run: Run) -> None:
         print(f"error    {status['error']}")
     if last := status.get("last_finite"):
         print(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
+    if data := status.get("data"):
+        print(f"data     {describe(data)}")
     print(f"config   {json.dumps(run.config)}")
     if run.summary:
         show_summary(run.summary, str(run.path))

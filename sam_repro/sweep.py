@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from .config import Config, finish, identity
+from .fingerprint import fingerprint, other_data
 from .schema import Diverged, UserError
 from .train.store import OVER, Run
 
@@ -57,7 +58,7 @@ class Sweep(Callback):
         print()
         show_runs(rows)
         dry = all(job["dry_run"] for _, job in self.jobs)
-        states = [run.state for run in runs]
+        states = [_state(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
         diverged, unfinished = states.count("diverged"), sum(state not in OVER for state in states)
         if diverged and not dry:
             print(f"sam_repro: {diverged} of {len(runs)} jobs diverged; rerun=true runs them again.", file=sys.stderr)
@@ -65,6 +66,12 @@ class Sweep(Callback):
             sys.exit(f"sam_repro: {unfinished} of {len(runs)} jobs did not finish; the same command runs what is missing.")
         if diverged and not dry:
             sys.exit(Diverged.exit_status)
+
+
+def _state(run: Run, job: Config) -> str:
+    """``refused`` where the job found other data than those that the run was trained on."""
+    found = fingerprint(job["dataset"], job["data_dir"])
+    return "refused" if other_data(run, found, job["data_dir"]) else run.state
 
 
 def combinations(config: DictConfig) -> list[list[str]]:

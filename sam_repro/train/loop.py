@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from ..fingerprint import check_data, fingerprint
 from ..optim import HostCopy, Report
 from ..schema import Diverged, UserError
 from ..tracking.console import Display
@@ -34,7 +35,10 @@ def train(config: Config, run: Run) -> Row:
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
     if run.checkpoint.exists():
+        check_data(run, config)  # once more, for it may have been downloaded just now
         job.resume(run.checkpoint)
+    else:
+        run.note(data=fingerprint(config["dataset"], config["data_dir"]))
     metrics = [row for row in run.metrics() if row["epoch"] <= job.epoch]
     layers = [row for row in run.layers() if row["epoch"] <= job.epoch]
     if len(metrics) != job.epoch or len(layers) != job.epoch * len(job.gradient.structure.layers):

@@ -204,6 +204,10 @@ class Run:
                 self._say("failed", error=f"{error}" or type(error).__name__)
                 raise
 
+    def note(self, **facts: Any) -> None:
+        """Write into ``status.json`` what is known of a run now that it begins. The run must be held."""
+        self._say("running", **facts)
+
     def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
         """Write the rows of all epochs so far; of ``steps.csv`` the lines, where there are any."""
         table = io.StringIO(newline="")
