@@ -1,4 +1,7 @@
-"""``python -m sam_repro [overrides]``: train, or with ``-m`` sweep."""
+"""``python -m sam_repro [overrides]``: train, or with ``-m`` sweep.
+
+Exit status: 0 done, 1 an error, which is one sentence, 3 the training diverged, 130 stopped (Ctrl-C, SIGTERM).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from .command import command, sentence
+from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
-from .schema import CONF, read
+from .schema import CONF, Diverged, read
 from .train.store import Run
 
 
@@ -29,7 +32,7 @@ def job(composed: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             print(f"sam_repro: {said or traceback.format_exc()}", file=sys.stderr)
         elif said is not None:
-            sys.exit(f"sam_repro: {said}")
+            leave("sam_repro", said, error)
         else:
             raise
 
@@ -39,7 +42,8 @@ app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config"
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
-    from .dry_run import dry_run  # these import torch: not before the configuration is known to be right
+    from .dry_run import dry_run  # some of these import torch: not before the configuration is known to be right
+    from .fingerprint import check_data, describe
     from .tracking.console import console, show_summary
     from .tracking.follow import show_finished
     from .train.job import resolve_device
@@ -50,11 +54,18 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if config["dry_run"]:
         dry_run(config, run)
         return
+    kept = not config["rerun"] and (run.state in ("done", "diverged") or run.checkpoint.exists())
+    data = check_data(run, config) if kept else None
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
+        if not data and (known := run.status.get("data")):
+            console.print(f"Its data, {describe(known)}, are not at hand (data_dir={config['data_dir']}): nothing was compared.")
         show_summary(run.summary, str(run.path))
         show_finished(config, run)
         return
+    if not config["rerun"] and run.state == "diverged":
+        show_finished(config, run)
+        raise Diverged(run.verdict)  # again the same numbers would come of it
     verb = "resumes" if run.checkpoint.exists() and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")
@@ -63,7 +74,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
 
 
 def main() -> None:
-    """The command ``sam-repro``: errors of the user's end in one sentence and exit status 1, Ctrl-C in 130."""
+    """The command ``sam-repro``; errors of the user's are one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     with command("sam_repro", "stopped; the same command (without rerun=true) resumes after the last finished epoch."):
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])

@@ -1,4 +1,7 @@
-"""How every command of ours ends: what the user can put right in one sentence and exit status 1, Ctrl-C and SIGTERM in 130."""
+"""How every command of ours ends: what the user can put right in one sentence.
+
+The exit status is 1 then, 3 where a training diverged, and 130 after Ctrl-C and SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from .schema import UserError
 
@@ -23,7 +27,13 @@ def command(name: str, stopped: str = "stopped.") -> Iterator[None]:
         said = sentence(error)
         if said is None:
             raise
-        sys.exit(f"{name}: {said}")
+        leave(name, said, error)
+
+
+def leave(name: str, said: str, error: Exception) -> NoReturn:
+    """End the process with a sentence and the exit status of the error."""
+    print(f"{name}: {said}", file=sys.stderr)
+    sys.exit(error.exit_status if isinstance(error, UserError) else 1)
 
 
 def sentence(error: Exception) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from .command import command
+from .measure.finished import find_finished
 from .schema import UserError, suggest
-from .train.store import find
 
 USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]"
 KEYS = {"run", "runs_dir", "data_dir", "device"}
@@ -25,10 +25,7 @@ def main() -> None:
 
 def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto") -> float:
     """Print and return the test score of the weights that the run ended with; UserError if it has not ended."""
-    found = find(runs_dir, run)
-    if found.state != "done":
-        raise UserError(f"Run {found.id} is {found.state}, not done: '{found.status['command']}' brings it to its end.")
-
+    found = find_finished(run, runs_dir)
     from .train.job import Job, resolve_device
     from .train.score import evaluate
 

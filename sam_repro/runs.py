@@ -12,6 +12,7 @@ import yaml
 
 from .command import command
 from .config import OUTSIDE, compose, identity
+from .fingerprint import describe
 from .schema import UserError, suggest
 from .train.store import OVER, Run, all_runs, find, write
 
@@ -138,6 +139,10 @@ def show(run: Run) -> None:
     print(f"command  {status['command']}")
     if status.get("error"):
         print(f"error    {status['error']}")
+    if last := status.get("last_finite"):
+        print(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
+    if data := status.get("data"):
+        print(f"data     {describe(data)}")
     print(f"config   {json.dumps(run.config)}")
     if run.summary:
         show_summary(run.summary, str(run.path))
@@ -155,7 +160,7 @@ def row_of(run: Run, config: dict[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "epochs": f"{len(run.metrics())}/{config['epochs']}",
     }
-    if run.state == "failed":
+    if run.state in ("failed", "diverged"):
         row["error"] = run.status.get("error")
     if s := run.summary:
         row |= {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,18 @@ REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 class UserError(ValueError):
     """What the user can put right. The message is one sentence that says how."""
+
+    exit_status = 1
+
+
+class Diverged(UserError):  # noqa: N818 (a run's state, as stopped and done are)
+    """A training in which something is no longer finite: in ``epoch``, and ``what``."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, epoch: int = 0, what: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.epoch, self.what = epoch, list(what)
 
 
 def options(group: str) -> list[str]:

@@ -73,7 +73,7 @@ def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
         for seed in block["seeds"]:
             for words, config in settings:
                 one = run_id(config, seed, device_type(config["device"]))
-                found = shelf.finished(one) or Run(request.runs_dir, one)
+                found = shelf.ended(one) or Run(request.runs_dir, one)
                 yield Task(found, config, (*words, *request.overrides), words, seed, " ".join(_own(words, common)), measures)
 
 

@@ -14,8 +14,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from .config import Config, finish, identity
-from .schema import UserError
-from .train.store import Run
+from .fingerprint import fingerprint, other_data
+from .schema import Diverged, UserError
+from .train.store import OVER, Run
 
 
 class Sweep(Callback):
@@ -34,7 +35,7 @@ class Sweep(Callback):
         print(f"{len(self.jobs)} jobs")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the table of the sweep from the store; exit status 1 if a job did not end well."""
+        """Print the table of the sweep from the store; exit status 1 if a job did not end well, 3 if all that did not diverged."""
         try:
             self.report()
         except Exception:  # Hydra would make a warning of it, and exit status 0
@@ -57,9 +58,20 @@ class Sweep(Callback):
         print()
         show_runs(rows)
         dry = all(job["dry_run"] for _, job in self.jobs)
-        unfinished = sum(run.state != "done" for run in runs)
+        states = [_state(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
+        diverged, unfinished = states.count("diverged"), sum(state not in OVER for state in states)
+        if diverged and not dry:
+            print(f"sam_repro: {diverged} of {len(runs)} jobs diverged; rerun=true runs them again.", file=sys.stderr)
         if unfinished and not dry:
             sys.exit(f"sam_repro: {unfinished} of {len(runs)} jobs did not finish; the same command runs what is missing.")
+        if diverged and not dry:
+            sys.exit(Diverged.exit_status)
+
+
+def _state(run: Run, job: Config) -> str:
+    """``refused`` where the job found other data than those that the run was trained on."""
+    found = fingerprint(job["dataset"], job["data_dir"])
+    return "refused" if other_data(run, found, job["data_dir"]) else run.state
 
 
 def combinations(config: DictConfig) -> list[list[str]]:

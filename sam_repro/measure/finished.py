@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..schema import UserError
+from ..schema import Diverged, UserError
 from ..train.provenance import commit, now, versions
 from ..train.store import Row, Run, find
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def find_finished(run: str, runs_dir: str) -> Run:
-    """The run whose id begins with ``run``; UserError if it is none, or has not ended."""
+    """The run whose id begins with ``run``; UserError if it is none, has not ended, or diverged."""
     found = find(runs_dir, run)
+    if found.state == "diverged":
+        raise Diverged(found.verdict)
     if found.state != "done":
         raise UserError(f"Run {found.id} is {found.state}, not done: '{found.status['command']}' brings it to its end.")
     return found

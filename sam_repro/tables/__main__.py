@@ -10,7 +10,7 @@ from ..command import command
 from ..config import DEVICE, check_overrides
 from ..schema import UserError, options, suggest
 from ..tracking.console import clock, console
-from ..train.store import write
+from ..train.store import OVER, write
 from .declare import EXPERIMENTS, Table, Words, names, select
 from .fill import at_other_settings
 from .launcher import PREFIXES, launch
@@ -148,17 +148,20 @@ def show(tables: list[Table], request: Request) -> None:
     for task in everything:
         epochs = f"{task.done_epochs}/{task.config['epochs']}"
         console.print(f"{task.run.id}  {task.run.state:<8} {epochs:>8}  {task.label}: {' '.join(task.words)} seed={task.seed}")
-    unmeasured = missing(everything)
+    diverged = [task for task in everything if task.run.state == "diverged"]
+    unmeasured = missing(task for task in everything if task not in diverged)
     for one in (one for one in unmeasured if one.task.run.state == "done"):
         console.print(f"{one.task.run.id}  to be measured: {' '.join(one.words)}")
-    todo = [task for task in everything if task.run.state != "done"]
+    todo = [task for task in everything if task.run.state not in OVER]
     seconds, unknown = time_left(todo, everything)
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
     if todo and not left:
         left = "; how long they take is known once one like them has trained"
     guess = f" ({unknown} more of which nothing like them has been timed)" if left and 0 < unknown < len(todo) else ""
     measures = f"; still to be measured: {len(unmeasured)}" if unmeasured else ""
-    console.print(f"{len(everything) - len(todo)} of {len(everything)} runs are done, {len(todo)} are missing{left}{guess}{measures}.")
+    done = len(everything) - len(todo) - len(diverged)
+    lost = f"{len(diverged)} diverged, " if diverged else ""
+    console.print(f"{done} of {len(everything)} runs are done, {lost}{len(todo)} are missing{left}{guess}{measures}.")
     if todo and unknown == len(todo):
         console.print(f"A few steps of the first are timed by: {' '.join(['python', *todo[0].command(request)[1:], 'dry_run=true'])}")
     _point_to_others(tables, request, everything, shelf)
@@ -173,19 +176,24 @@ def _point_to_others(tables: list[Table], request: Request, everything: list[Tas
 
 
 def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:
-    """Run and measure what is missing; UserError (exit status 1) where something did not finish."""
+    """Run and measure what is missing; UserError (exit status 1) where something did not finish. What diverged is over, and named."""
     shelf = Shelf(request.runs_dir, request.results_dir)
     everything = tasks(tables, request, shelf)
-    todo = [task for task in everything if task.run.state not in ("done", "running")]
-    elsewhere = sum(task.run.state == "running" for task in everything)
-    console.print(
-        f"{len(everything) - len(todo) - elsewhere} of {len(everything)} runs are done, {elsewhere} at work elsewhere, {len(todo)} to do."
-    )
+    todo = [task for task in everything if task.run.state not in (*OVER, "running")]
+    states = [task.run.state for task in everything]
+    lost = f"{states.count('diverged')} diverged, " if "diverged" in states else ""
+    elsewhere = f"{lost}{states.count('running')} at work elsewhere"
+    console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
     _point_to_others(tables, request, todo, shelf)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request, jobs)).go()
     unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
+    for task in everything:
+        if task.run.state == "diverged":
+            again = " ".join(["python", *task.command(request)[1:], "rerun=true"])
+            said = f"{task.run.id} diverged in epoch {task.run.status.get('epoch')}  ({task.label}, seed {task.seed})"
+            console.print(f"{said}, and is not tried again by itself, but by: {again}")
     if failed:
         raise UserError(
             f"{len(failed)} of {len(todo)} runs did not finish: {', '.join(task.run.id for task in failed)}; the same command runs them."

@@ -20,12 +20,13 @@ Runs = Mapping[int, Run]  # by seed
 
 @dataclass(frozen=True)
 class Filled:
-    """A cell with its runs, and those of the references it is compared with."""
+    """A cell with its finished runs, those that diverged, and the finished ones of the references it is compared with."""
 
     cell: Cell
     setting: Setting | None = None
     runs: Runs = field(default_factory=dict)
     references: Mapping[str, Runs] = field(default_factory=dict)
+    diverged: Runs = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ def fill(table: Table, request: Request, shelf: Shelf) -> Filling:
         key = (cell.words, tuple(word for substitute in cell.substitutes.values() for word in substitute.words))
         if key not in found:
             found[key] = _find(cell, seeds, request, shelf)
-            counts[cell.base].update({setting: len(runs) for setting, runs in found[key].items()})
+            counts[cell.base].update({setting: len(_with(runs, "done")) for setting, runs in found[key].items()})
         return found[key]
 
     for cell in table.cells:
         if cell.words:
             look(cell)
     chosen = {group: _best(settings) for group, settings in counts.items() if settings}
-    others = {group: Counter({s: n for s, n in settings.items() if s != chosen.get(group)}) for group, settings in counts.items()}
+    others = {group: Counter({s: n for s, n in settings.items() if n and s != chosen.get(group)}) for group, settings in counts.items()}
     cells = []
     for cell in table.cells:
         setting = chosen.get(cell.base)
@@ -62,21 +63,26 @@ def fill(table: Table, request: Request, shelf: Shelf) -> Filling:
             cells.append(Filled(cell))
             continue
         references = {
-            label: look(table.reference(cell, label)).get(setting, {}) for label in table.references
+            label: _with(look(table.reference(cell, label)).get(setting, {}), "done") for label in table.references
         }  # fmt: skip
         runs = look(cell).get(setting, {})
-        cells.append(Filled(cell, setting if runs else None, runs, references))
+        cells.append(Filled(cell, setting if runs else None, _with(runs, "done"), references, _with(runs, "diverged")))
     return Filling(cells, chosen, {group: settings for group, settings in others.items() if settings})
 
 
+def _with(runs: Runs, state: str) -> Runs:
+    return {seed: run for seed, run in runs.items() if run.state == state}
+
+
 def _find(cell: Cell, seeds: tuple[int, ...], request: Request, shelf: Shelf) -> dict[Setting, Runs]:
+    """The runs of a cell that are done or diverged, by setting."""
     found: dict[Setting, Runs] = {}
     for scale in [request.scale] if request.scale else [scale for scale in SCALES if scale in shelf.scales]:
         config = configuration(cell, scale, request)
         for device in [request.device.partition(":")[0]] if request.device not in ("", "auto") else DEVICES:
             for precision in [request.precision] if request.precision else precisions():
                 ids = {seed: run_id(config, seed, device, precision) for seed in seeds}
-                runs = {seed: run for seed, one in ids.items() if (run := shelf.finished(one))}
+                runs = {seed: run for seed, one in ids.items() if (run := shelf.ended(one))}
                 if runs:
                     found[Setting(scale, device, precision)] = runs
     return found
@@ -90,15 +96,15 @@ def at_other_settings(tables: Iterable[Table], request: Request, asked: Setting,
         for cell in {cell.words: cell for cell in table.of(request.experiment)}.values():
             found = _find(cell, request.seeds or tuple(range(table.seeds)), anywhere, shelf)
             for setting, runs in found.items():
-                ids[setting] |= {run.id for run in runs.values()}
-    return Counter({setting: len(those) for setting, those in ids.items() if setting != asked})
+                ids[setting] |= {run.id for run in _with(runs, "done").values()}
+    return Counter({setting: len(those) for setting, those in ids.items() if those and setting != asked})
 
 
 def _best(counts: Counter[Setting]) -> Setting:
-    """The first scale, then the setting with the most runs, then a GPU, then full precision."""
+    """One with finished runs; then the first scale, the setting with the most runs, a GPU, full precision."""
 
-    def rank(setting: Setting) -> tuple[int, int, int, int]:
+    def rank(setting: Setting) -> tuple[bool, int, int, int, int]:
         scale = SCALES.index(setting.scale) if setting.scale in SCALES else len(SCALES)
-        return scale, -counts[setting], DEVICES.index(setting.device), precisions().index(setting.precision)
+        return not counts[setting], scale, -counts[setting], DEVICES.index(setting.device), precisions().index(setting.precision)
 
     return min(counts, key=rank)

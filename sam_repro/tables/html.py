@@ -107,7 +107,7 @@ def _declared(line: Line, known: set[str]) -> list[str]:
     values = [  # a recipe has words: 87M, cosine
         word_cell(line.paper) if paper is None else f'<td class="number" data-value="{paper}">{escape(printed(line))}</td>',
         word_cell(str(line.mean or "")) if mean is None else number_cell(mean, line.std),
-        word_cell(str(line.n or "")),
+        word_cell(", ".join(filter(None, [str(line.n or ""), line.diverged]))),
     ]
     where = [number_cell(delta, None), word_cell(line.scale), word_cell(line.device)]
     return [*words, *values, *where, f"<td>{' '.join(link(one) if one in known else escape(one) for one in line.run_ids)}</td>"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..schema import CONF, UserError
+from ..train.store import OVER
 from .declare import Words
 from .lookup import Request
 from .work import Task
@@ -17,7 +18,7 @@ PREFIXES = ("hydra/launcher=", "hydra.launcher.")
 
 
 def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
-    """Hand all runs to the launcher that ``words`` choose and wait for it; returns what did not finish.
+    """Hand all runs to the launcher that ``words`` choose and wait for it; returns what neither finished nor diverged.
 
     Hydra's sweeps launch products of options, the runs of a table are none: the launcher is asked directly, for every run the
     overrides of its ordinary command. UserError if there is no such launcher.
@@ -42,4 +43,4 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
             said = str(error).splitlines()[0].rstrip(".")
             raise UserError(f"{' '.join(words)}: {said}. Launchers that are installed: {known}.") from error
         launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
-    return [task for task in todo if task.run.state != "done"]
+    return [task for task in todo if task.run.state not in OVER]

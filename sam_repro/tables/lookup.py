@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config import OUTSIDE, Config, compose, identity, keys_of
 from ..schema import UserError, read
 from ..tracking.console import console
-from ..train.store import DamagedError, Run
+from ..train.store import DamagedError, Run, all_runs
 from .declare import Cell, Words, distinct
 
 SCALES = ("paper", "small")  # shown where the user names none: the first that has runs. A smoke test's numbers mean nothing.
@@ -80,12 +80,14 @@ class Shelf:
     def __init__(self, runs_dir: str | Path, results_dir: str | Path) -> None:
         self.store, self.archive = Path(runs_dir), Path(results_dir) / "runs"
 
-    def finished(self, run_id: str) -> Run | None:
-        """The finished run of this id, if there is one; UserError where it is damaged, and the archive has no whole one."""
+    def ended(self, run_id: str) -> Run | None:
+        """The run of this id that is done or diverged, if there is one; UserError where it is damaged, and the archive has no whole one."""
         damaged: DamagedError | None = None
         for place in (self.store, self.archive):
             run = Run(place, run_id)
             try:
+                if diverged(run) and (place == self.store or Run(self.store, run_id).state == "new"):  # else it is being made anew
+                    return run
                 if (place / run_id / "summary.json").exists() and run.state == "done":
                     run.check()
                     if damaged:
@@ -100,14 +102,22 @@ class Shelf:
 
     @cached_property
     def scales(self) -> set[str]:
-        """Of all finished runs: others need not be looked for."""
-        found = set()
+        """Of all runs that are done or diverged: others need not be looked for."""
+        found = {run.config["scale"] for place in (self.store, self.archive) for run in all_runs(place) if diverged(run)}
         for path in (path for place in (self.store, self.archive) for path in place.glob("*/summary.json")):
             try:
                 found.add(json.loads(path.read_text())["scale"])
             except (ValueError, KeyError, TypeError):  # damaged: it may be of any
                 found.update(SCALES)
         return found
+
+
+def diverged(run: Run) -> bool:
+    """Whether a run diverged; one whose status cannot be read did not."""
+    try:
+        return run.state == "diverged"
+    except DamagedError:
+        return False
 
 
 def configuration(cell: Cell, scale: str, request: Request) -> Config:

@@ -46,7 +46,7 @@ def _filled(table: Table, results: Path) -> str:
     if table.kind == "recipe":
         return "a recipe, checked without runs"
     path = results / f"{table.name}.csv"
-    lines = [line for line in read_csv(path) if line.n] if path.exists() else []
+    lines = [line for line in read_csv(path) if line.run_ids] if path.exists() else []
     where = ", ".join(sorted({f"scale {line.scale} on {line.device}" for line in lines}))
     return f"{len({(line.row, line.column) for line in lines})} of {len(table.cells)}{f': {where}' if where else ''}"
 
@@ -57,7 +57,7 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
     for table in tables:
         path = results / f"{table.name}.csv"
         lines = read_csv(path) if path.exists() else []
-        if any(line.n for line in lines):
+        if any(line.run_ids for line in lines):
             parts.append(_table(table, lines, results, os.path.relpath(results, base)))
             scales |= {_scale(line) for line in lines if line.n}
     head = f"{len(parts)} of {len(tables)} tables and figures have runs; the others hold the papers' values, recipes what the presets set."
@@ -80,7 +80,12 @@ def _table(table: Table, lines: list[Line], results: Path, where: str) -> str:
     cells: dict[tuple[str, str], list[Line]] = {}
     for line in comparable(lines):
         cells.setdefault((line.row, line.column), []).append(line)
-    said = {place: _said(inside, table) for place, inside in cells.items() if any(line.n for line in inside)}
+    diverged = {(line.row, line.column): line.diverged for line in lines if line.diverged}
+    said = {
+        place: _said(inside, diverged.get(place, ""), table)
+        for place, inside in cells.items()
+        if place in diverged or any(line.n for line in inside)
+    }
     columns = list(dict.fromkeys(column for _, column in said))
     rows = {row: [said.get((row, column), "") for column in columns] for row, _ in said}
     text = ["", f"| {' | '.join(['', *columns])} |", f"|{' --- |' * (len(columns) + 1)}"]
@@ -93,10 +98,11 @@ def _scale(line: Line) -> str:
     return line.scale.partition(" ")[0]
 
 
-def _said(lines: list[Line], table: Table) -> str:
+def _said(lines: list[Line], diverged: str, table: Table) -> str:
     """A cell: ours, then the paper's values."""
     paper = papers(lines, table)
-    return "<br>".join(ours(line, table) for line in lines if line.n) + (f"; paper {paper}" if paper else "")
+    found = [*(ours(line, table) for line in lines if line.n), *([diverged] if diverged else [])]
+    return "<br>".join(found) + (f"; paper {paper}" if paper else "")
 
 
 def read_csv(path: Path) -> list[Line]:

@@ -111,7 +111,7 @@ def told(sheet: Sheet, cell: Shown) -> list[str]:
         said = [f"**{line.mean}**{sign}"] if line.mean is not None else []
         return [*said, *([f"paper {line.paper}"] if line.paper and sign != " ✓" else [])]
     lines = comparable(cell.lines)
-    found = [ours(line, sheet.table) for line in lines if line.n]
+    found = [*(ours(line, sheet.table) for line in lines if line.n), *([cell.line.diverged] if cell.line.diverged else [])]
     if cell.best is not None:
         found.append(f"best {cell.best:.{digits(cell.line)}f}")
     if cell.line.paper:

@@ -66,23 +66,23 @@ def _picture(figure: object, kind: str) -> bytes:
 
 
 def archive(run: Run, place: Path) -> None:
-    """Copy what a finished run showed, but for its weights and for what is true of this machine only."""
+    """Copy what a run that is over showed, but for its weights and for what is true of this machine only."""
     status = _without_machine(run.status)
     status["history"] = [_without_machine(earlier) for earlier in status.get("history", [])]
     status["command"] = command_of(run)
     config = {key: value for key, value in run.config.items() if key not in OUTSIDE}
     files = {
         "config.yaml": yaml.safe_dump(config, sort_keys=False),
-        "metrics.jsonl": (run.path / "metrics.jsonl").read_text(),
+        "metrics.jsonl": (run.path / "metrics.jsonl").read_text() if run.metrics() else "",  # it may diverge in the first epoch
         "layers.csv": _short(run),
         **{path.relative_to(run.path).as_posix(): path.read_text() for path in run.all_measured()},
         **({"steps.csv": _steps(run)} if run.steps() else {}),
         "status.json": json.dumps(status, indent=2) + "\n",
-        "summary.json": (run.path / "summary.json").read_text(),
+        **({"summary.json": (run.path / "summary.json").read_text()} if run.state == "done" else {}),
     }
     kept = place / run.id / "summary.json"
-    if kept.exists() and kept.read_text() != files["summary.json"]:
-        for path in Run(place, run.id).all_measured():
+    if kept.exists() and kept.read_text() != files.get("summary.json"):
+        for path in (kept, *Run(place, run.id).all_measured()):
             path.unlink()  # of the run before it was trained anew
     for name, content in files.items():
         target = place / run.id / name

@@ -33,7 +33,7 @@ class Sheet:
     @property
     def runs(self) -> dict[str, Run]:
         """All that is shown, references included, by id."""
-        every = [runs for cell in self.filled for runs in (cell.runs, *cell.references.values())]
+        every = [runs for cell in self.filled for runs in (cell.runs, cell.diverged, *cell.references.values())]
         return {run.id: run for runs in every for run in runs.values()}
 
     def at(self, row: str, column: str) -> Shown:
@@ -54,15 +54,21 @@ def sheet(table: Table, request: Request, shelf: Shelf) -> Sheet:
 def _notes(table: Table, filling: Filling, request: Request) -> list[str]:
     notes = []
     for group, setting in filling.chosen.items():
+        if not any(one.runs for one in filling.cells if _in(one.cell, group)):
+            continue
         runs = list({run.id: run for one in filling.cells if _in(one.cell, group) for run in one.runs.values()}.values())
         cells = [one.cell for one in filling.cells if _in(one.cell, group)]
         seeds = sorted({seed for one in filling.cells if _in(one.cell, group) for seed in one.runs})
+        tried = sorted({*seeds, *(seed for one in filling.cells if _in(one.cell, group) for seed in one.diverged)})
         made = f"{len(runs)} run{'s' * (len(runs) != 1)}, seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
         notes.append(
             f"`{' '.join(group)}`: {describe(setting, cells, request)}, {_from(runs)}; {made}, last training loss {_losses(runs)}; "
-            f"{_timed(table, runs)}filled by `{_filled_by(table, group, setting, seeds, request)}`."
+            f"{_timed(table, runs)}filled by `{_filled_by(table, group, setting, tried, request)}`."
         )
         notes += [f"At scale {setting.scale}: {note}." for note in _substitutions(table, group, setting)]
+    if diverged := {run.id: (one.cell, seed, run) for one in filling.cells for seed, run in one.diverged.items()}:
+        named = [f"{cell.row}, seed {seed}, in epoch {run.status.get('epoch')} (`{run.id}`)" for cell, seed, run in diverged.values()]
+        notes.append(f"Diverged, so that they have no number and are in no mean: {'; '.join(named)}.")
     if request.changes:
         notes.append(f"Asked for with `{' '.join(request.changes)}` in place of what the cells declare.")
     for group, settings in filling.others.items():

@@ -23,7 +23,10 @@ DIGITS = 6  # of the CSV: what is rendered from it and what is rendered beside i
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the CSV: one number of one cell, the paper's and ours. ``mean`` is a word where a recipe sets one."""
+    """A line of the CSV: one number of one cell, the paper's and ours. ``mean`` is a word where a recipe sets one.
+
+    ``n`` counts the finished runs; ``run_ids`` ends with those that diverged.
+    """
 
     row: str
     column: str
@@ -39,6 +42,12 @@ class Line:
     scale: str
     device: str
     run_ids: tuple[str, ...]
+
+    @property
+    def diverged(self) -> str:
+        """``diverged (1 of 3)``; empty where none did."""
+        count = len(self.run_ids) - self.n
+        return f"diverged ({count} of {len(self.run_ids)})" if count else ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def shown(table: Table, filled: Filled, request: Request) -> Shown:
     """The numbers of a cell."""
     cell, metric = filled.cell, metric_of(filled.cell.metric)
     values = measured(filled.runs, cell.metric)
-    line = _line(filled, cell.metric, cell.paper, values, request)
+    line = _line(filled, cell.metric, cell.paper, values, request, tuple(run.id for run in filled.diverged.values()))
     bests = [filled.runs[seed].summary["score_best"] for seed in values] if metric.best else []
     best = round(statistics.fmean(bests), DIGITS) if bests else None
     derived: tuple[Line, ...] = ()
@@ -168,17 +177,20 @@ def measured(runs: Runs, metric: str) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
-def _line(filled: Filled, metric: str, paper: Printed, values: Mapping[int, float], request: Request) -> Line:
+def _line(
+    filled: Filled, metric: str, paper: Printed, values: Mapping[int, float], request: Request, diverged: tuple[str, ...] = ()
+) -> Line:
     cell, runs = filled.cell, [filled.runs[seed] for seed in values]
+    shown = (*(run.id for run in runs), *diverged)
     what = runs[0].summary if runs else _declared(cell, request)
     return Line(
         cell.row, cell.column, metric, what["dataset"], what["model"], what["optimizer"], paper.value, paper.std,
         mean=round(statistics.fmean(values.values()), DIGITS) if values else None,
         std=round(statistics.stdev(values.values()), DIGITS) if len(values) > 1 else None,
         n=len(values),
-        scale=" ".join([filled.setting.scale, *request.changes]) if values and filled.setting else "",  # epochs=3: not the paper's
-        device=filled.setting.where if values and filled.setting else "",
-        run_ids=tuple(run.id for run in runs),
+        scale=" ".join([filled.setting.scale, *request.changes]) if shown and filled.setting else "",  # epochs=3: not the paper's
+        device=filled.setting.where if shown and filled.setting else "",
+        run_ids=shown,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from ..config import Config
 from ..schema import UserError
 from ..tracking.console import clock, console
-from ..train.store import Run
+from ..train.store import OVER, Run
 from .declare import Cell, Table, Words
 from .lookup import Request, Shelf, configuration, run_id, words_of
 
@@ -60,7 +60,7 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
             config = configuration(cell, scale, request)
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
-                run = shelf.finished(one) or Run(request.runs_dir, one)
+                run = shelf.ended(one) or Run(request.runs_dir, one)
                 task = found.setdefault(one, Task(run, config, words_of(cell, scale, request), cell.base, seed, label))
                 found[one] = replace(task, measures=tuple(dict.fromkeys((*task.measures, *measures))))
     return sorted(found.values(), key=lambda task: task.seed)
@@ -132,7 +132,7 @@ class Work:
         )  # fmt: skip
 
     def go(self) -> list[Task]:
-        """Run everything; returns what did not finish. An interruption stops the processes, which save what they have."""
+        """Run everything; returns what neither finished nor diverged. An interruption stops the processes, which save what they have."""
         epochs = sum(task.config["epochs"] for task in self.waiting)
         try:
             with self._bar:
@@ -155,7 +155,7 @@ class Work:
     def _start(self) -> None:
         while self.free and self.waiting:
             task = self.waiting.pop(0)
-            if task.run.state in ("done", "running"):  # somebody else took it in the meantime
+            if task.run.state in (*OVER, "running"):  # somebody else took it in the meantime
                 self.total -= 1
                 continue
             environment = self.free.pop(0)
@@ -174,14 +174,17 @@ class Work:
             self.free.append(environment)
             seconds = time.monotonic() - started
             took = clock(seconds)
-            if task.run.state == "done":
+            state = task.run.state
+            if state == "done":
                 self.besides.append(max(0.0, seconds - sum(row["seconds"] for row in task.run.metrics())))
                 said = f"done in {took}: {task.run.summary['metric']} {task.run.summary['score_last']:.2f}"
-            elif task.run.state == "running":  # another command began it at the same moment
+            elif state == "diverged":  # which is an end as well
+                said = f"diverged after {took}: {_last_line(_log(task))}"
+            elif state == "running":  # another command began it at the same moment
                 said = "is at work elsewhere"
             else:
                 self.failed.append(task)
-                said = f"{task.run.state} after {took}: {_last_line(_log(task))}"
+                said = f"{state} after {took}: {_last_line(_log(task))}"
             over = self.total - len(self.waiting) - len(self.running)
             console.print(f"[{over}/{self.total}] {task.run.id} {said}  ({task.label}, seed {task.seed}){self._left()}")
 

@@ -33,7 +33,7 @@ class Tracker(Protocol):
         """A picture, ``(height, width, 3)``."""
 
     def close(self, state: str, final: Row) -> None:
-        """The run is done, failed or stopped; ``final`` is its summary, empty unless it is done."""
+        """The run is done, diverged, failed or stopped; ``final`` is its summary, empty unless it is done."""
 
 
 def check(logger: Sequence[Any], settings: Row) -> None:

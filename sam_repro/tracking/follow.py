@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..train.store import Run, write
+from ..schema import Diverged
+from ..train.store import OVER, Run, write
 from . import Tracker, keys
 from .console import console
 from .describe import group_of, identity_of, tags, title
@@ -23,8 +24,11 @@ Row = dict[str, Any]
 
 
 @contextlib.contextmanager
-def follow(config: Row, run: Run) -> Iterator[Callable[[], None]]:
-    """Open the trackers of ``logger=``; yields what shows them the epochs recorded since. They are closed however the run ends."""
+def follow(config: Row, run: Run, end: str = "done") -> Iterator[Callable[[], None]]:
+    """Open the trackers of ``logger=``; yields what shows them the epochs recorded since. They are closed however the run ends.
+
+    ``end`` is its state where nothing is raised.
+    """
     followers: list[Follower] = []
     state = "failed"
 
@@ -38,9 +42,12 @@ def follow(config: Row, run: Run) -> Iterator[Callable[[], None]]:
             followers[-1].attempt(followers[-1].open)
         show()
         yield show
-        state = "done"
+        state = end
     except KeyboardInterrupt:
         state = "stopped"
+        raise
+    except Diverged:
+        state = "diverged"
         raise
     finally:
         for follower in followers:
@@ -48,9 +55,9 @@ def follow(config: Row, run: Run) -> Iterator[Callable[[], None]]:
 
 
 def show_finished(config: Row, run: Run) -> None:
-    """Show a finished run to those of its trackers that have not seen its end."""
+    """Show a run that is over to those of its trackers that have not seen its end."""
     names = [name for name in config["logger"] if not Follower(name, config, run).complete]
-    with follow({**config, "logger": names}, run):
+    with follow({**config, "logger": names}, run, run.state):
         pass
 
 
@@ -68,7 +75,7 @@ class Follower:
     @property
     def complete(self) -> bool:
         """Whether the tracker has seen the run to its end."""
-        return self.sent.get("state") == "done"
+        return self.sent.get("state") in OVER
 
     def attempt(self, work: Callable[[], None], *, always: bool = False) -> None:
         """Do it, unless the tracker has failed before."""

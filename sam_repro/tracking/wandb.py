@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .console import console
 
 Row = dict[str, Any]
-EXIT = {"done": 0, "failed": 1, "stopped": 255}  # W&B's own code for Ctrl-C: it shows such a run as killed
+EXIT = {"done": 0, "diverged": 1, "failed": 1, "stopped": 255}  # W&B's own code for Ctrl-C: it shows such a run as killed
 PATIENCE = 30  # seconds for the server to answer at the start
 UPLOAD = 300  # seconds for what is left at the end; the rest stays on disk
 

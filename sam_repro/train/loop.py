@@ -7,13 +7,15 @@ import math
 import platform
 import time
 from collections import Counter
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from ..fingerprint import check_data, fingerprint
 from ..optim import HostCopy, Report
-from ..schema import UserError
+from ..schema import Diverged, UserError
 from ..tracking.console import Display
 from ..tracking.follow import follow
 from .job import Config, Job
@@ -26,14 +28,17 @@ from .store import Row, Run
 def train(config: Config, run: Run) -> Row:
     """Train ``config`` from the run's last checkpoint, or with ``rerun`` from the beginning, to its end; returns the summary.
 
-    Raises UserError where the configuration does not fit the data or the model, and where the loss is no longer a number.
+    Raises UserError where the configuration does not fit the data or the model, and Diverged where something is no longer finite.
     """
     gc.collect()  # the job before this one in a sweep: its schedule and its optimizer refer to each other
     job = Job(config)
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
     if run.checkpoint.exists():
+        check_data(run, config)  # once more, for it may have been downloaded just now
         job.resume(run.checkpoint)
+    else:
+        run.note(data=fingerprint(config["dataset"], config["data_dir"]))
     metrics = [row for row in run.metrics() if row["epoch"] <= job.epoch]
     layers = [row for row in run.layers() if row["epoch"] <= job.epoch]
     if len(metrics) != job.epoch or len(layers) != job.epoch * len(job.gradient.structure.layers):
@@ -54,6 +59,7 @@ def train(config: Config, run: Run) -> Row:
                 if job.epoch % config["score_every"] == 0 or job.epoch == config["epochs"]:
                     scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
                     row["score"] = scores.pop(job.dataset.metrics[0])
+                    check_finite(epoch.number, {"score": row["score"]})
                 metrics.append({**row, **scores, "split": job.split})
                 layers += layer_rows
                 step_lines += epoch.watched.lines()
@@ -144,24 +150,23 @@ class EpochRecord:
     def close(self) -> tuple[Row, list[Row]]:
         """The epoch's row of metrics (without the score) and its rows of layers.
 
-        Raises UserError where the loss is no longer a number.
+        Raises Diverged where the loss, the gradient's norm or the model is no longer finite.
         """
-        loss = self.loss.item() / self.samples  # waits for the device: the epoch's work is done
+        model = self.job.model
+        sums = [self.loss, self.norm, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), model.buffers()))]
+        loss, norm, weights, buffers = torch.stack([number.double() for number in sums]).tolist()  # waits for the device: the work is done
         seconds = time.perf_counter() - self.started
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The loss became {loss} in epoch {self.number}: the training diverged. Lower lr or the perturbation "
-                "(rho, r), warm up (schedule.warmup=1), or clip the gradient (clip=1)."
-            )
+        check_finite(self.number, {"loss": loss, "gradient norm": norm, "weights": weights, "buffers": buffers})
         row = {
             "epoch": self.number,
-            "train_loss": loss,
+            "train_loss": loss / self.samples,
             "train_score": self._score().item(),
             "score": None,
             "lr": self.lr,
             "images_per_second": self.samples / seconds,
             "sampling_number": self.ascents,
-            "grad_norm": self.norm.item() / self.steps,
+            "grad_norm": norm / self.steps,
+            "weight_norm": weights,
             "seconds": seconds,
             "steps": self.steps,
             "forward_units": self.forward_units,
@@ -177,6 +182,23 @@ class EpochRecord:
 
     def _score(self) -> Tensor:
         return METRICS[self.job.dataset.metrics[0]](torch.cat(self.predictions), torch.cat(self.targets))
+
+
+def norm_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Of all floating ones together; in float64, where it overflows for no finite float32."""
+    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
+    return torch.stack(norms).norm() if norms else torch.zeros((), device=device)
+
+
+def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
+    """Diverged, which names them, where numbers of an epoch are not finite."""
+    if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        raise Diverged(
+            f"The training diverged in epoch {epoch}: not finite any more: {', '.join(lost)}. Lower lr or the perturbation "
+            "(rho, r), warm up (schedule.warmup=1), or clip the gradient (clip=1).",
+            epoch,
+            lost,
+        )
 
 
 def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -34,15 +35,19 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Samples], metrics: Sequence[str], precision: str) -> dict[str, float]:
-    """Every metric of the model in evaluation mode; its mode is left as it was."""
+    """Every metric of the model in evaluation mode, which is left as it was; NaN where a logit is not finite."""
     training = model.training
     model.eval()
-    predictions, targets = [], []
+    predictions, targets, finite = [], [], []
     for batch in batches:
         with autocast(batch.targets.device, precision):
-            predictions.append(model(batch.inputs).argmax(1))
+            logits = model(batch.inputs)
+        predictions.append(logits.argmax(1))
+        finite.append(logits.isfinite().all())
         targets.append(batch.targets)
     model.train(training)
+    if not torch.stack(finite).all():  # argmax takes a NaN for the largest: a number that means nothing
+        return dict.fromkeys(metrics, math.nan)
     return {name: METRICS[name](torch.cat(predictions), torch.cat(targets)).item() for name in metrics}
 
 

@@ -22,15 +22,17 @@ from typing import Any
 
 import yaml
 
-from ..schema import UserError
+from ..schema import Diverged, UserError
 from .provenance import now, provenance
 
 Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
 OVER = ("done", "diverged")  # states of a run that is not tried again by itself
+LAST = ("train_loss", "grad_norm", "weight_norm")  # of the last epoch in which all was finite, where the next one diverged
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
-# What the files of a run must have to be whole: words, then numbers (NaN is one: a training may diverge).
+OUTCOME = ("error", "ended", "epoch", "not_finite", "last_finite")  # of status.json: how the run came to its state
+# What the files of a run must have to be whole: words, then numbers.
 SUMMARY = (
     ("dataset", "model", "optimizer", "metric", "split", "hardware", "scale"),
     (
@@ -70,11 +72,19 @@ class Run:
 
     @property
     def state(self) -> str:
-        """running, stopped, done or failed; ``new`` before the run has started, ``stopped`` if it was killed."""
+        """running, stopped, done, diverged or failed; ``new`` before the run has started, ``stopped`` if it was killed."""
         state = self.status.get("state", "new")
         if state == "running" and not self.is_held():
             return "stopped"
         return "stopped" if state == "done" and not self.summary else str(state)
+
+    @property
+    def verdict(self) -> str:
+        """How a run diverged, in a sentence."""
+        status = self.status
+        lost = ", ".join(status.get("not_finite", ["unknown"]))
+        when = f"in epoch {status.get('epoch', '?')}, {status.get('ended', 'some time ago')}"
+        return f"Run {self.id} diverged {when} (not finite: {lost}): rerun=true runs it again."
 
     @property
     def summary(self) -> Row:
@@ -165,7 +175,7 @@ class Run:
 
     @contextlib.contextmanager
     def held(self, config: Row, command: str) -> Iterator[None]:
-        """The run is ours while this lasts: ``status.json`` says running, and then stopped or failed if it was left early.
+        """The run is ours while this lasts: ``status.json`` says running, and then stopped, diverged or failed if it was left early.
 
         Raises UserError where another process holds it.
         """
@@ -183,11 +193,20 @@ class Run:
             except KeyboardInterrupt:
                 self._say("stopped")
                 raise
+            except Diverged as error:
+                rows = [row for row in self.metrics() if row["epoch"] < error.epoch]
+                last = {key: rows[-1][key] for key in LAST if key in rows[-1]} if rows else {}
+                self._say("diverged", error=str(error), epoch=error.epoch, not_finite=error.what, last_finite=last)
+                raise
             except BaseException as error:
                 if not isinstance(error, UserError):
                     write(self.path / "traceback.txt", traceback.format_exc())
                 self._say("failed", error=f"{error}" or type(error).__name__)
                 raise
+
+    def note(self, **facts: Any) -> None:
+        """Write into ``status.json`` what is known of a run now that it begins. The run must be held."""
+        self._say("running", **facts)
 
     def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
         """Write the rows of all epochs so far; of ``steps.csv`` the lines, where there are any."""
@@ -254,7 +273,7 @@ class Run:
             return True
 
     def _say(self, state: str, **more: Any) -> None:
-        kept = {key: value for key, value in self.status.items() if key not in ("error", "ended")}
+        kept = {key: value for key, value in self.status.items() if key not in OUTCOME}
         if state != "running":
             more["ended"] = now()
         write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
