@@ -196,7 +196,7 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     assert "**61.50 ± 2.12** (2)<br>diverged (1 of 3)<br>best 62.50<br>paper 91.96 ± 0.3" in page
     assert "| diverged (3 of 3)<br>paper 92.64 ± 0.4 |" in page
     assert f"no number and are in no mean: SGD, seed 2, in epoch 1 (`{third.id}`); SAM, seed 0" in page
-    assert "2 runs, seeds 0, 1;" in page
+    assert "2 runs, seeds 0, 1, last training loss" in page
     assert "run own/t scale=small device=cpu`" in page  # with all seeds of the table
     assert "diverged (1 of 3)" in tex
     readme = section(tmp_path / "results", tmp_path, tmp_path / "experiments")
