@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow smoke check format bench wheel constraints clean
+.PHONY: help setup run test test-ci test-slow smoke check format bench wheel constraints clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ run: $(READY) ## layer-wise SAM on real data, a minute
 
 test: $(READY) ## the tests, a few minutes
 	$(BIN)/python -m pytest -n 2
+
+test-ci: $(READY) ## the tests that are too long for every day and short enough for every change
+	$(BIN)/python -m pytest -n 2 -m long
 
 test-slow: $(READY) ## the tests that take longer, among them a wheel in an empty environment
 	$(BIN)/python -m pytest -m slow

@@ -248,3 +248,13 @@ def test_what_was_made_anew_takes_the_place_of_the_other_in_the_archive(tmp_path
     assert (told(), state(shelf)) == ("", "stopped")  # it is being made anew: the archive's does not stand for it
     put(tmp_path / "runs", "optimizer=sgd", score=62)
     assert (told(), state(shelf)) == ("62", "done")
+
+
+def test_a_buffer_that_is_infinite_from_the_start_is_no_sign(tmp_path, monkeypatch):
+    class Masked(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+            self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    monkeypatch.setattr(loop.Job.__init__.__globals__["models"], "create", lambda **_: Masked())
+    assert run_here(tmp_path / "runs").state == "done"

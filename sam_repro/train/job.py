@@ -67,6 +67,8 @@ class Job:
         if config["model"].get("cache"):
             self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
             self.dataset = self.parts.dataset
+        # A mask of infinities is no sign that a training diverged.
+        self.endless = {name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()}
         self.batches = self._batches()
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])

@@ -153,7 +153,8 @@ class EpochRecord:
         Raises Diverged where the loss, the gradient's norm or the model is no longer finite.
         """
         model = self.job.model
-        sums = [self.loss, self.norm, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), model.buffers()))]
+        moving = [buffer for name, buffer in model.named_buffers() if name not in self.job.endless]
+        sums = [self.loss, self.norm, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving))]
         loss, norm, weights, buffers = torch.stack([number.double() for number in sums]).tolist()  # waits for the device: the work is done
         seconds = time.perf_counter() - self.started
         check_finite(self.number, {"loss": loss, "gradient norm": norm, "weights": weights, "buffers": buffers})
