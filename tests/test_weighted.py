@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sam_repro.optim import create
 from sam_repro.optim.method import Method
 
+pytestmark = pytest.mark.long
 CLASS_WEIGHTS, IGNORED, SMOOTHING = torch.tensor([0.3, 1.0, 4.0], dtype=torch.float64), -100, 0.1
 
 
