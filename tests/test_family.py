@@ -274,7 +274,7 @@ def rate_after(spread, updates, seed, n=50):
     draws = random.Random(seed)
     when = create("vsam", small_chain(), N=n, s1=10.0, start=0, cap=1.0, norm_layers=4).when
     for update in range(updates + 2):
-        when.norms.extend((draws.gauss(1, spread), draws.gauss(2, 2 * spread / 2)) for _ in range(n))
+        when.norms.extend((draws.gauss(1, spread), draws.gauss(2, spread)) for _ in range(n))
         if update:
             when._set_rate()
     return when.s / 10.0
