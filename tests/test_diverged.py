@@ -200,7 +200,7 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     assert "run own/t scale=small device=cpu`" in page  # with all seeds of the table
     assert "diverged (1 of 3)" in tex
     readme = section(tmp_path / "results", tmp_path, tmp_path / "experiments")
-    assert "| SGD | **61.50 ± 2.12** (2), diverged (1 of 3); paper 91.96 ± 0.3 |" in readme
+    assert "| SGD | **61.50 ± 2.12** (2)<br>diverged (1 of 3); paper 91.96 ± 0.3 |" in readme
     assert "| SAM | diverged (3 of 3); paper 92.64 ± 0.4 |" in readme
     assert "6 of 12: scale small on cpu" in index(tmp_path / "results", tmp_path / "experiments")
     shown = html.html(list(made.runs.values()), "T", made.lines)

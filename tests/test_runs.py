@@ -297,19 +297,19 @@ def test_evaluate_gives_the_last_score_and_refuses_an_unfinished_run(tmp_path):
 
 def test_runs_can_be_listed_shown_and_removed(tmp_path, capsys):
     run = run_here(tmp_path, "epochs=1")
-    runs.run(["list"], str(tmp_path), {})
+    runs.run(["list"], {"runs_dir": str(tmp_path)})
     assert run.id in capsys.readouterr().out
-    runs.run(["show", run.id[:5]], str(tmp_path), {})
+    runs.run(["show", run.id[:5]], {"runs_dir": str(tmp_path)})
     shown = capsys.readouterr().out
     assert "python -m sam_repro device=cpu" in shown
     assert "last" in shown
     with pytest.raises(UserError, match="no run 'zz'"):
-        runs.run(["show", "zz"], str(tmp_path), {})
+        runs.run(["show", "zz"], {"runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="usage"):
-        runs.run([], str(tmp_path), {})
+        runs.run([], {"runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="Did you mean 'runs_dir'"):
-        runs.run(["list"], str(tmp_path), {"run_dir": "x"})
-    runs.run(["rm", run.id], str(tmp_path), {})
+        runs.run(["list"], {"runs_dir": str(tmp_path), "run_dir": "x"})
+    runs.run(["rm", run.id], {"runs_dir": str(tmp_path)})
     assert not run.path.exists()
     with pytest.raises(UserError):
         find(tmp_path, run.id)
@@ -355,7 +355,7 @@ def test_a_damaged_directory_is_named_and_hurts_no_other_run(tmp_path, capsys):
     assert run_here(tmp_path, "epochs=1", "rerun=true").state == "done"
     (run.path / "status.json").write_text("{half")
     capsys.readouterr()
-    runs.run(["list"], str(tmp_path), {})
+    runs.run(["list"], {"runs_dir": str(tmp_path)})
     out = capsys.readouterr().out
     assert whole.id in out
     assert f"{run.id}  damaged" in out
