@@ -243,6 +243,18 @@ def test_scales_devices_and_precisions_never_mix_in_a_benchmark(tmp_path, method
     assert lines_of(sheet_of(tmp_path, methods, scale="smoke"))["SGD", "Acc.", "accuracy"]["mean"] == "40"
 
 
+def test_a_cell_may_have_a_precision_of_its_own(tmp_path):
+    """Whatever the others have; the CSV says which."""
+    rows = 'a: {run: optimizer=sgd}, b: {run: optimizer=looksam, scales: {small: {run: precision=fp32, note: "fp32"}}}'
+    table = load(declare(tmp_path / "experiments", f"rows: {{{rows}}}"), "own/t")
+    put(tmp_path / "runs", "optimizer=sgd", "scale=small", "precision=bf16")
+    put(tmp_path / "runs", "optimizer=looksam", "scale=small", score=60)
+    for asked in ({}, {"scale": "small", "precision": "bf16"}):
+        sheet = sheet_of(tmp_path, table, **asked)
+        assert [(cell.line.mean, cell.line.n) for cell in sheet.cells] == [(50.0, 1), (60.0, 1)]
+        assert "At scale small: fp32." in sheet.notes
+
+
 def test_a_substitute_is_named_and_counts_at_its_scale_alone(tmp_path):
     content = 'scales: {small: {run: model=wrn16_2, note: "two cores"}}\nrows: {a: {run: optimizer=sgd model=resnet20}}'
     table = load(declare(tmp_path / "experiments", content), "own/t")

@@ -169,7 +169,7 @@ def show(tables: list[Table], request: Request) -> None:
 
 def _point_to_others(tables: list[Table], request: Request, everything: list[Task], shelf: Shelf) -> None:
     """Name the finished runs of the same cells at other settings, which the words on the command line pass over."""
-    for precision in {task.config["precision"] for task in everything if task.run.state != "done"}:
+    for precision in {request.precision or task.config["precision"] for task in everything if task.run.state != "done"}:
         asked = Setting(request.scale or "paper", device_type(request.device), precision)
         for setting, count in at_other_settings(tables, request, asked, shelf).items():
             console.print(f"Runs of the same cells that are finished with {' '.join(setting.words)}: {count}.")

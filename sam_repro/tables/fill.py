@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ..train.store import Run
 from .declare import Cell, Table, Words
-from .lookup import DEVICES, SCALES, Request, Setting, Shelf, configuration, precisions, run_id
+from .lookup import DEVICES, SCALES, Request, Setting, Shelf, configuration, has_precision, precisions, run_id
 
 Runs = Mapping[int, Run]  # by seed
 
@@ -81,7 +81,8 @@ def _find(cell: Cell, seeds: tuple[int, ...], request: Request, shelf: Shelf) ->
         config = configuration(cell, scale, request)
         for device in [request.device.partition(":")[0]] if request.device not in ("", "auto") else DEVICES:
             for precision in [request.precision] if request.precision else precisions():
-                ids = {seed: run_id(config, seed, device, precision) for seed in seeds}
+                own = "" if has_precision(cell, scale) else precision
+                ids = {seed: run_id(config, seed, device, own) for seed in seeds}
                 runs = {seed: run for seed, one in ids.items() if (run := shelf.ended(one))}
                 if runs:
                     found[Setting(scale, device, precision)] = runs

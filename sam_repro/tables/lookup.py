@@ -130,10 +130,15 @@ def configuration(cell: Cell, scale: str, request: Request) -> Config:
 
 
 def words_of(cell: Cell, scale: str, request: Request) -> Words:
-    """The overrides of a run: the cell's, its substitute's at this scale, and the user's."""
+    """The overrides of a run: the cell's, its substitute's at this scale, and the user's; the substitute's precision stands."""
     substitute = cell.substitutes.get(scale)
     named = (f"precision={request.precision}",) if request.precision else ()
-    return distinct((*cell.words, *(substitute.words if substitute else ()), f"scale={scale}", *named, *request.overrides))
+    return distinct((*cell.words, f"scale={scale}", *named, *(substitute.words if substitute else ()), *request.overrides))
+
+
+def has_precision(cell: Cell, scale: str) -> bool:
+    """Whether the cell's runs at this scale have a precision of their own, whatever that of the others."""
+    return scale in cell.substitutes and any(word.startswith("precision=") for word in cell.substitutes[scale].words)
 
 
 def run_id(config: Config, seed: int, device: str, precision: str = "") -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..train.store import Run
 from .declare import Cell, Printed, Table
 from .fill import Filled, Runs
-from .lookup import Request, configuration
+from .lookup import Request, Setting, configuration
 from .metrics import metric_of
 
 COLUMNS = (
@@ -189,9 +190,14 @@ def _line(
         std=round(statistics.stdev(values.values()), DIGITS) if len(values) > 1 else None,
         n=len(values),
         scale=" ".join([filled.setting.scale, *request.changes]) if shown and filled.setting else "",  # epochs=3: not the paper's
-        device=filled.setting.where if shown and filled.setting else "",
+        device=_where(filled.setting, what) if shown and filled.setting else "",
         run_ids=shown,
     )  # fmt: skip
+
+
+def _where(setting: Setting, summary: dict[str, Any]) -> str:
+    """Device and precision of the runs, which may have a precision of their own."""
+    return replace(setting, precision=summary.get("precision", setting.precision)).where
 
 
 def _declared(cell: Cell, request: Request) -> dict[str, str]:
