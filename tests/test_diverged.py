@@ -97,6 +97,7 @@ def command(*words, cwd):
     return subprocess.run([sys.executable, "-m", *words], cwd=cwd, capture_output=True, text=True, env=env)
 
 
+@pytest.mark.long
 def test_the_same_command_says_so_and_does_not_try_again(tmp_path):
     words = ["sam_repro", *SMALL, "lr=1e9", f"runs_dir={tmp_path}"]
     first = command(*words, cwd=tmp_path)
@@ -141,6 +142,7 @@ def test_its_weights_are_neither_evaluated_nor_measured(tmp_path, monkeypatch):
         assert str(error.value) == run.verdict
 
 
+@pytest.mark.long
 def test_a_sweep_says_so_and_exits_with_its_status(tmp_path):
     words = ["sam_repro", "-m", *SMALL, "epochs=1", f"runs_dir={tmp_path}"]
     sweep = command(*words, "lr=0.01,1e9", cwd=tmp_path)

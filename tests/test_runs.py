@@ -199,6 +199,7 @@ def assert_equal(a, b):
         assert a == b
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_process_resumes_bit_identical(tmp_path, how):
     overrides = [*SMALL, "k=2", "epochs=30", "train_fraction=0.1"]

@@ -42,6 +42,7 @@ def test_the_first_seed_of_all_comes_before_the_second_and_a_run_of_two_blocks_o
     assert [bool(task.measures) for task in tasks] == [False, True, True, True, False]
 
 
+@pytest.mark.long
 def test_each_run_is_trained_measured_and_archived_and_not_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(study.os, "nice", lambda _: 0)
     request = asked(tmp_path)
