@@ -121,8 +121,7 @@ def _part(part: str, node: Config, written: Config, given: set[str], factors: di
 def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> None:
     """What every run has, and every method of two passes; and a refusal of what nobody reads."""
     core = read("config")
-    known = Fields(core, core.pop("choices"), core.pop("limits"))
-    del core["neutral"]
+    known = Fields(core, core["choices"], core["limits"])
     shared = Fields(core["optimizer"], known.choices, known.limits)
     for key in shared.defaults if "when" in config["optimizer"] else ():
         knob = reference(raw["optimizer"][key])
@@ -130,7 +129,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
         if knob:
             config[knob] = config["optimizer"][key]
     config["optimizer"]["name"] = resolved["optimizer"]["name"]
-    for key in core.keys() - {"defaults", "optimizer", "methods", "hydra"}:
+    for key in core.keys() - {"defaults", "optimizer", "methods", "hydra", *METADATA}:
         config[key] = known.checked(key, key, resolved[key])
     if not re.fullmatch(DEVICE, config["device"]):
         raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
