@@ -106,7 +106,7 @@ def run(todo: list[Task], request: Request) -> None:
             continue
         console.print(f"[{index}/{len(todo)}] {task.run.id}  seed {task.seed}  {task.label}")
         if task.run.state not in OVER:
-            failed += Work([task], todo, request, [{"OMP_NUM_THREADS": "1"}]).go()
+            failed += Work([task], todo, request, [{}]).go()
         if task.run.state == "done":
             measure(missing([task]), request)
         if task.run.state in OVER:
