@@ -155,6 +155,9 @@ def test_decay_in_the_loss_is_that_of_the_weights_of_each_pass():
     """Of a loss that is nothing else, SAM's second gradient is the decay of the perturbed weights; decayed=weights leaves vectors alone."""
     words = ["optimizer=generalized_sam", "alpha=1", "r=0.5", "momentum=0", "weight_decay=0.2", "lr=0.1", "batch_size=1000"]
     subject = job(*words, "decay_in_loss=true", "decayed=weights", "accumulate=2")
+    outputs, targets = torch.randn(5, 10), torch.randint(10, (5,))
+    assert torch.equal(subject.criterion(outputs, targets), F.cross_entropy(outputs, targets, reduction="none")), "what is measured"
+    assert (subject.objective(outputs, targets) > subject.criterion(outputs, targets)).all()
     parts = subject.gradient.passes
     before = [p.detach().clone() for p in subject.parameters]
     plain = F.cross_entropy

@@ -105,7 +105,7 @@ def compare_run(
     model.train()
     samples = chain.from_iterable(map(job.batches.epoch, count()))
     batches = (
-        {"inputs": s.inputs, "targets": s.targets, "criterion": job.criterion, "indices": s.indices}
+        {"inputs": s.inputs, "targets": s.targets, "criterion": job.objective, "indices": s.indices}
         for s in islice(samples, steps + WARM_UP)
     )
     costs = Costs(job.model, next(job.batches.epoch(0)).inputs)

@@ -97,11 +97,11 @@ class Job:
         count = min(self.config["accumulate"], len(samples.targets))
         with autocast(self.device, self.config["precision"]):
             if count == 1:
-                report = self.gradient.backward(samples.inputs, samples.targets, self.criterion, indices=samples.indices)
+                report = self.gradient.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices)
             else:
                 inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
                 targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
-                report = self.gradient.backward(inputs, targets, self.criterion, indices=indices)
+                report = self.gradient.backward(inputs, targets, self.objective, indices=indices)
                 report = replace(report, outputs=torch.cat(report.outputs))
         if self.config["decay_in_loss"]:  # what is reported is the loss of the samples
             with torch.no_grad():
@@ -122,8 +122,12 @@ class Job:
             raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each sample, with label smoothing; ``(batch,)``. With ``decay_in_loss`` the decay is in it."""
-        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
+        """Cross-entropy of each sample, with label smoothing; ``(batch,)``. What is reported and measured."""
+        return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config["label_smoothing"])
+
+    def objective(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """What both passes of a step take the gradient of; ``(batch,)``: the criterion, with ``decay_in_loss`` the decay as well."""
+        losses = self.criterion(outputs, targets)
         return losses + self._decay() if self.config["decay_in_loss"] else losses
 
     def _decay(self) -> Tensor:
