@@ -52,10 +52,15 @@ def options(group: str) -> list[str]:
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
 
 
+def parse(text: str) -> Any:
+    """YAML, by libyaml where PyYAML has it: ten times as fast."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 @cache
 def _read(path: Path) -> Any:
     # YAML 1.1 takes 1e-8 for a string where OmegaConf takes it for a number; the files write 1.0e-8, which is both.
-    return yaml.safe_load(path.read_text()) or {}
+    return parse(path.read_text()) or {}
 
 
 def read(name: str) -> dict[str, Any]:

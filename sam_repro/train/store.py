@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from ..schema import Diverged, UserError
+from ..schema import Diverged, UserError, parse
 from .provenance import now, provenance
 
 Row = dict[str, Any]
@@ -98,7 +98,7 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            return _mapping(yaml.safe_load((self.path / "config.yaml").read_text()))
+            return _mapping(parse((self.path / "config.yaml").read_text()))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
 
