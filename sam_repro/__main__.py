@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
 from .schema import CONF, Diverged, read
-from .train.store import Run
+from .store import Run
 
 
 def job(composed: DictConfig) -> None:
@@ -42,9 +42,10 @@ app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config"
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
+    from .console import console
     from .dry_run import dry_run  # some of these import torch: not before the configuration is known to be right
     from .fingerprint import check_data, describe
-    from .tracking.console import console, show_summary
+    from .tracking.console import show_summary
     from .tracking.follow import show_finished
     from .train.job import resolve_device
     from .train.loop import train

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from .chain import tree_map
+from .console import clock, console
 from .schema import METHOD_PARTS
-from .tracking.console import clock, console
+from .store import Run
 from .train.job import Config, Job
 from .train.score import autocast, evaluate
-from .train.store import Run
 
 STEPS = 5
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .schema import UserError
-from .train.store import Row, Run, write
+from .store import Row, Run, write
 
 # Of every data set, what is read of it, under data_dir.
 FILES = {

@@ -14,15 +14,17 @@ from .command import command
 from .config import OUTSIDE, compose, identity
 from .fingerprint import describe
 from .schema import UserError, suggest
-from .train.store import OVER, Run, all_runs, find, write
+from .store import OVER, Run, all_runs, find, write
 
-USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results]
+USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results out=FILE title=TEXT]
   list                      every run, a line each
   show ID                   one run: how it stands, how it came out, what it was
   rm ID [ID ...]            remove runs
   archive ID [ID ...]       copy what runs that are over came to into results_dir/runs, without weights; --done: all of them
+  html [ID ...]             a page on these runs, or all: tables, charts, every run's command   [out=report.html]
+  export                    all runs as one table, a row a run   [out=runs.parquet, or .csv]
   import DIR                take in the runs of another store or archive, checked"""
-KEYS = {"runs_dir": "runs", "results_dir": "results"}
+KEYS = {"runs_dir": "runs", "results_dir": "results", "out": "", "title": ""}
 
 
 def main() -> None:
@@ -37,7 +39,9 @@ def run(words: list[str], settings: dict[str, str]) -> None:
     """Do what the words say; UserError where they say nothing."""
     for key in settings.keys() - KEYS.keys():
         raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
-    runs_dir, results_dir = (settings.get(key, default) for key, default in KEYS.items())
+    runs_dir, results_dir, out, title = (settings.get(key, default) for key, default in KEYS.items())
+    if (out or title) and words[:1] not in (["html"], ["export"]):
+        raise UserError("out= and title= go with html and export.")
     match words:
         case ["list"]:
             show_list(runs_dir)
@@ -51,6 +55,13 @@ def run(words: list[str], settings: dict[str, str]) -> None:
             keep([found for found in all_runs(runs_dir) if _over(found)], Path(results_dir) / "runs")
         case ["archive", *prefixes] if prefixes:
             keep([find(runs_dir, prefix) for prefix in prefixes], Path(results_dir) / "runs")
+        case ["html", *prefixes]:
+            html([find(runs_dir, prefix) for prefix in prefixes] or all_runs(runs_dir), runs_dir, Path(out or "report.html"), title)
+        case ["export"]:
+            from .results.frames import export, load
+
+            export(load(runs_dir), Path(out or "runs.parquet"))
+            print(out or "runs.parquet")
         case ["import", folder]:
             take_in(Path(folder), Path(runs_dir))
         case _:
@@ -67,7 +78,7 @@ def _over(run: Run) -> bool:
 
 def keep(runs: list[Run], place: Path) -> None:
     """Copy the runs into the archive; UserError for one that is not over."""
-    from .tables.report import archive
+    from .results.archive import archive
 
     for found in runs:
         if found.state not in OVER:
@@ -76,6 +87,20 @@ def keep(runs: list[Run], place: Path) -> None:
         print(f"archived {place / found.id}")
     if not runs:
         print("There is no run that is over.")
+
+
+def html(runs: list[Run], runs_dir: str, out: Path, title: str) -> None:
+    """Write the page on these runs; UserError where there are none, or no library to draw."""
+    from .results.frames import load
+
+    if not runs:
+        raise UserError(f"There are no runs in {runs_dir}: 'python -m sam_repro' trains one.")
+    try:
+        from .results.page import page
+    except ImportError as error:
+        raise UserError("The page needs altair and vl-convert-python: pip install 'sam-repro[figures]'.") from error
+    write(out, page(load(runs_dir), [run.id for run in runs], title or f"sam-repro: {len(runs)} runs"))
+    print(out)
 
 
 def take_in(folder: Path, runs_dir: Path) -> None:

@@ -15,14 +15,14 @@ import yaml
 
 from .command import command
 from .config import compose
+from .console import clock, console
+from .results.archive import archive
+from .results.declare import EXPERIMENTS, Words, distinct, measures_of
+from .results.measurements import measure, missing
+from .results.select import Request, run_id
+from .results.work import Task, Work, device_type, time_left
 from .schema import UserError, suggest
-from .tables.declare import EXPERIMENTS, Words, distinct, measures_of
-from .tables.lookup import Request, Shelf, run_id
-from .tables.measurements import measure, missing
-from .tables.report import archive
-from .tables.work import Task, Work, device_type, time_left
-from .tracking.console import clock, console
-from .train.store import OVER, Run
+from .store import OVER, Run
 
 USAGE = "python -m sam_repro.study show | run   [file=experiments/study.yaml runs_dir=runs results_dir=results data_dir=...]"
 KEYS = {"file", "runs_dir", "results_dir", "data_dir"}
@@ -63,7 +63,7 @@ def tasks(path: Path, request: Request) -> list[Task]:
 
 
 def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
-    shelf = Shelf(request.runs_dir, request.results_dir)
+    frames = request.frames
     for name, block in content["blocks"].items():
         for key in block.keys() - FIELDS:
             raise UserError(f"block {name!r} has no key {key!r}.{suggest(key, FIELDS)}")
@@ -73,7 +73,7 @@ def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
         for seed in block["seeds"]:
             for words, config in settings:
                 one = run_id(config, seed, device_type(config["device"]))
-                found = shelf.ended(one) or Run(request.runs_dir, one)
+                found = frames.ended(one) or Run(request.runs_dir, one)
                 yield Task(found, config, (*words, *request.overrides), words, seed, " ".join(_own(words, common)), measures)
 
 

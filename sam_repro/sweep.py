@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from .config import Config, finish, identity
 from .fingerprint import fingerprint, other_data
 from .schema import Diverged, UserError
-from .train.store import OVER, Run
+from .store import OVER, Run
 
 
 class Sweep(Callback):

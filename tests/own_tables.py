@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 from sam_repro.config import compose, identity
-from sam_repro.tables.declare import EXPERIMENTS, load
-from sam_repro.tables.lookup import Request, Shelf
-from sam_repro.tables.render import as_csv
-from sam_repro.tables.sheet import sheet
-from sam_repro.train.store import Run
+from sam_repro.results.declare import EXPERIMENTS, load
+from sam_repro.results.render import as_csv
+from sam_repro.results.select import Request
+from sam_repro.results.sheet import sheet
+from sam_repro.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,7 @@ def time_steps(run, measured, passes, steps=24):
 
 def sheet_of(tmp_path, table, **request):
     asked = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"), **request)
-    return sheet(table, asked, Shelf(asked.runs_dir, asked.results_dir))
+    return sheet(table, asked, asked.frames)
 
 
 def lines_of(sheet):

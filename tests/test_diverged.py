@@ -15,17 +15,16 @@ from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.evaluate import evaluate_run
 from sam_repro.measure.finished import find_finished
+from sam_repro.results.declare import load
+from sam_repro.results.frames import Frames
+from sam_repro.results.readme import index, section
+from sam_repro.results.render import as_latex, as_markdown
+from sam_repro.results.report import page_of, report
+from sam_repro.results.select import Request
+from sam_repro.results.work import tasks
 from sam_repro.schema import Diverged
-from sam_repro.tables import html
-from sam_repro.tables.declare import load
-from sam_repro.tables.latex import as_latex
-from sam_repro.tables.lookup import Request, Shelf
-from sam_repro.tables.readme import index, section
-from sam_repro.tables.render import as_markdown
-from sam_repro.tables.report import report
-from sam_repro.tables.work import tasks
+from sam_repro.store import Run, all_runs
 from sam_repro.train import loop
-from sam_repro.train.store import Run, all_runs
 
 SMALL = ["device=cpu", "train_fraction=0.05", "epochs=3", "seed=3", "optimizer=sgd"]
 
@@ -188,7 +187,7 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     third = put_diverged(tmp_path / "runs", "optimizer=sgd", "scale=small", seed=2)
     lost = [put_diverged(tmp_path / "runs", "optimizer=sam", "scale=small", seed=seed) for seed in range(3)]
     asked = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    made = report(methods, asked, Shelf(asked.runs_dir, asked.results_dir))
+    made = report(methods, asked, asked.frames)
     lines = lines_of(made)
     sgd, sam = lines["SGD", "Acc.", "accuracy"], lines["SAM", "Acc.", "accuracy"]
     assert (sgd["mean"], sgd["n"], sgd["run_ids"].split(";")[2:]) == ("61.5", "2", [third.id])
@@ -205,8 +204,8 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     assert "| SGD | **61.50 ± 2.12** (2)<br>diverged (1 of 3); paper 91.96 ± 0.3 |" in readme
     assert "| SAM | diverged (3 of 3); paper 92.64 ± 0.4 |" in readme
     assert "6 of 12: scale small on cpu" in index(tmp_path / "results", tmp_path / "experiments")
-    shown = html.html(list(made.runs.values()), "T", made.lines)
-    assert "2, diverged (1 of 3)" in shown
+    shown = page_of(made)
+    assert "2 diverged (1 of 3)" in shown
     assert "2 done, 4 diverged" in shown
     assert "diverged, 0 of 1 epochs: It diverged." in shown
 
@@ -214,7 +213,7 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     kept = sorted(path.name for path in files if path.parent.name == third.id)
     assert kept == ["config.yaml", "layers.csv", "metrics.jsonl", "status.json"]
     elsewhere = Request(runs_dir=str(tmp_path / "empty"), results_dir=str(tmp_path / "results"))
-    report(methods, elsewhere, Shelf(elsewhere.runs_dir, elsewhere.results_dir))  # the archive alone gives the same
+    report(methods, elsewhere, elsewhere.frames)  # the archive alone gives the same
     assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == files
 
 
@@ -233,23 +232,22 @@ def test_what_was_made_anew_takes_the_place_of_the_other_in_the_archive(tmp_path
     asked = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
 
     def told():
-        return lines_of(report(table, asked, Shelf(asked.runs_dir, asked.results_dir)))["a", "c", "accuracy"]["mean"]
+        return lines_of(report(table, asked, asked.frames))["a", "c", "accuracy"]["mean"]
 
-    def state(shelf):
-        return tasks([table], asked, shelf)[0].run.state
+    def state(frames=None):
+        return tasks([table], asked, frames or asked.frames)[0].run.state
 
     run = put(tmp_path / "runs", "optimizer=sgd", score=61)
-    shelf = Shelf(asked.runs_dir, asked.results_dir)
     assert told() == "61"
     put_diverged(tmp_path / "runs", "optimizer=sgd")
     (run.path / "summary.json").unlink()
-    assert (told(), state(shelf)) == ("", "diverged")
-    assert (state(Shelf("none", asked.results_dir)), shelf.ended(run.id).path.parent) == ("diverged", tmp_path / "runs")
+    assert (told(), state()) == ("", "diverged")
+    assert (state(Frames("none", f"{asked.results_dir}/runs")), asked.frames.ended(run.id).path.parent) == ("diverged", tmp_path / "runs")
     assert not (tmp_path / "results" / "runs" / run.id / "summary.json").exists()
     (run.path / "status.json").write_text(json.dumps({**run.status, "state": "stopped"}))
-    assert (told(), state(shelf)) == ("", "stopped")  # it is being made anew: the archive's does not stand for it
+    assert (told(), state()) == ("", "stopped")  # it is being made anew: the archive's does not stand for it
     put(tmp_path / "runs", "optimizer=sgd", score=62)
-    assert (told(), state(shelf)) == ("62", "done")
+    assert (told(), state()) == ("62", "done")
 
 
 def test_a_buffer_that_is_infinite_from_the_start_is_no_sign(tmp_path, monkeypatch):

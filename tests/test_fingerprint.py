@@ -16,10 +16,10 @@ from sam_repro.config import compose, identity
 from sam_repro.data import READERS
 from sam_repro.data.digits import digits
 from sam_repro.fingerprint import FILES, describe, fingerprint
+from sam_repro.results.archive import archive
 from sam_repro.schema import UserError, options, read
-from sam_repro.tables.report import archive
+from sam_repro.store import Run, write
 from sam_repro.train import loop
-from sam_repro.train.store import Run, write
 
 SMALL = ["device=cpu", "train_fraction=0.05", "epochs=2", "seed=3", "optimizer=sgd"]
 

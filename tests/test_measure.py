@@ -27,8 +27,8 @@ from sam_repro.measure.sharpness import curvature, eigenvalues, sam_sharpness, t
 from sam_repro.models import create
 from sam_repro.optim import create as method
 from sam_repro.schema import UserError
+from sam_repro.store import Run
 from sam_repro.train.steps import COLUMNS
-from sam_repro.train.store import Run
 
 
 def trained(model):

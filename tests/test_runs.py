@@ -16,8 +16,8 @@ from sam_repro import evaluate, runs
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
+from sam_repro.store import Run, all_runs, find, write
 from sam_repro.train.job import Job
-from sam_repro.train.store import Run, all_runs, find, write
 
 SMALL = ["device=cpu", "train_fraction=0.15", "epochs=2", "seed=3"]
 SUMMARY = (

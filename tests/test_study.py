@@ -3,10 +3,10 @@
 import pytest
 
 from sam_repro import study
+from sam_repro.results.declare import EXPERIMENTS
+from sam_repro.results.select import Request
 from sam_repro.schema import UserError
-from sam_repro.tables.declare import EXPERIMENTS
-from sam_repro.tables.lookup import Request
-from sam_repro.train.store import Run
+from sam_repro.store import Run
 
 OWN = """
 with: device=cpu train_fraction=0.1

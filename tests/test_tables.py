@@ -7,17 +7,17 @@ import pytest
 from own_tables import declare, lines_of, put, sheet_of, time_steps
 from scipy.stats import t as student
 
+from sam_repro.results.declare import load, select
+from sam_repro.results.frames import Frames
+from sam_repro.results.numbers import COLUMNS
+from sam_repro.results.readme import BEGIN, END, index, update
+from sam_repro.results.recipe import agrees
+from sam_repro.results.render import as_csv, as_markdown, caption
+from sam_repro.results.report import page_of, report
+from sam_repro.results.select import Request
+from sam_repro.results.sheet import sheet
 from sam_repro.schema import UserError
-from sam_repro.tables.__main__ import dispatch
-from sam_repro.tables.declare import load, select
-from sam_repro.tables.html import html
-from sam_repro.tables.lookup import Request, Shelf
-from sam_repro.tables.readme import BEGIN, END, index, update
-from sam_repro.tables.recipe import agrees
-from sam_repro.tables.render import as_csv, as_markdown, caption
-from sam_repro.tables.report import report
-from sam_repro.tables.sheet import sheet
-from sam_repro.tables.values import COLUMNS
+from sam_repro.tables import dispatch
 
 REFERENCES = "references: {SGD: optimizer=sgd, SAM: optimizer=sam}\n"
 ROW = "rows: {a: {run: optimizer=sgd}}"
@@ -116,7 +116,7 @@ def test_the_share_of_extra_time_is_else_that_of_runs_on_like_hardware(tmp_path,
     for method in ("sam", "sgd", "layerwise"):  # the last one's on another machine
         run = put(tmp_path / "other", f"optimizer={method}", speed=50)
     (run.path / "summary.json").write_text((run.path / "summary.json").read_text().replace("a machine", "another"))
-    line = lines_of(sheet(methods, Request(runs_dir=str(tmp_path / "other")), Shelf(tmp_path / "other", "none")))
+    line = lines_of(sheet(methods, Request(runs_dir=str(tmp_path / "other")), Frames(tmp_path / "other")))
     assert line["layer-wise", "Speed", "images_per_second_extra"]["n"] == ""
     assert line["layer-wise", "Speed", "images_per_second"]["n"] == "1"
 
@@ -129,7 +129,7 @@ rows: {SGD: {run: optimizer=sgd, paper: [659.2, 7000]}, SAM: {run: optimizer=sam
     for method, speed in (("sgd", 353.5), ("sam", 176.75)):
         put(tmp_path / "runs", f"optimizer={method}", speed=speed)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(ratios, request, Shelf(request.runs_dir, request.results_dir))
+    report(ratios, request, request.frames)
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
     update(tmp_path / "README.md", tmp_path / "results", tmp_path / "experiments")
     lines = lines_of(sheet_of(tmp_path, ratios))
@@ -139,13 +139,13 @@ rows: {SGD: {run: optimizer=sgd, paper: [659.2, 7000]}, SAM: {run: optimizer=sam
     assert own.format("<br>") in (tmp_path / "results" / "own" / "t.md").read_text()
     assert own.format("; ") in (tmp_path / "README.md").read_text()
     pages = [(tmp_path / name).read_text() for name in ("README.md", "results/own/t.md", "results/own/t.tex")]
-    page = html([], "T", sheet_of(tmp_path, ratios).lines)
+    page = page_of(sheet_of(tmp_path, ratios)).partition("<h2>digits")[0]  # the runs' own section has what they recorded
     for text in [*pages, page]:
         assert "176.8" not in text
         assert "176.75" not in text
         assert "459.5" in text
     assert ">images_per_second_extra<" in page
-    assert '<td class="number" data-value="659.2">659.2</td><td></td>' in page  # the paper's, and nothing of ours
+    assert "<td>659.2</td><td></td>" in page  # the paper's, and nothing of ours
     alone = load(declare(tmp_path / "alone", content), "own/t")
     assert "**176.8** (1)<br>paper 459.5 |" in as_markdown(sheet_of(tmp_path, alone), pictures=False)
 
@@ -192,7 +192,7 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
     for seed, score in enumerate((60, 63)):
         put(tmp_path / "runs", "optimizer=sgd", "scale=small", "precision=bf16", score=score, seed=seed)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    report(methods, request, request.frames)
     page = (tmp_path / "results" / "own" / "t.md").read_text()
     for said in (
         "# own/t: T", "Table 0 of: C, 2024.", "`python -m sam_repro.tables report own/t`",
@@ -202,7 +202,8 @@ def test_a_page_says_what_is_ours_and_what_is_the_papers(tmp_path, methods):
     ):  # fmt: skip
         assert said in page, said
     tex = (tmp_path / "results" / "own" / "t.tex").read_text()
-    assert r"\shortstack[r]{{}\textbf{61.50 $\pm$ 2.12} (2)\\{}best 62.50\\{}paper 91.96 $\pm$ 0.3\\{}$\Delta$ $-$30.46}" in tex
+    assert r"\shortstack[r]{{}\textbf{61.50 \ensuremath{\pm} 2.12} (2)\\{}best 62.50\\{}paper 91.96 \ensuremath{\pm} 0.3\\{}" in tex
+    assert r"\ensuremath{\Delta} \ensuremath{-}30.46}" in tex
     assert "2 runs, seeds 0, 1" in tex
 
 
@@ -211,14 +212,14 @@ def test_the_paired_test_is_the_textbooks(tmp_path, methods):
     for seed in range(3):
         put(tmp_path / "runs", "optimizer=sam", score=ours[seed], seed=seed)
         put(tmp_path / "runs", "optimizer=sgd", score=theirs[seed], seed=seed)
-    (test,) = [one for one in sheet_of(tmp_path, methods).tests if one.row == "SAM"]
+    (test,) = [one for one in sheet_of(tmp_path, methods).tests.itertuples() if one.row == "SAM"]
     d = [a - b for a, b in zip(ours, theirs, strict=True)]
     mean = sum(d) / 3
     t = mean / math.sqrt(sum((x - mean) ** 2 for x in d) / 2 / 3)
     assert (test.against, test.n, test.difference) == ("SGD", 3, pytest.approx(mean))
     assert (test.t, test.p) == (pytest.approx(t), pytest.approx(2 * student.sf(t, 2)))
     few = Request(seeds=(0, 1), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path))
-    assert not sheet(methods, few, Shelf(few.runs_dir, few.results_dir)).tests
+    assert sheet(methods, few, few.frames).tests.empty
 
 
 def test_scales_devices_and_precisions_never_mix_in_a_benchmark(tmp_path, methods):
@@ -251,7 +252,7 @@ def test_a_cell_may_have_a_precision_of_its_own(tmp_path):
     put(tmp_path / "runs", "optimizer=looksam", "scale=small", score=60)
     for asked in ({}, {"scale": "small", "precision": "bf16"}):
         sheet = sheet_of(tmp_path, table, **asked)
-        assert [(cell.line.mean, cell.line.n) for cell in sheet.cells] == [(50.0, 1), (60.0, 1)]
+        assert list(zip(sheet.lines["mean"], sheet.lines.n, strict=True)) == [(50.0, 1), (60.0, 1)]
         assert "At scale small: fp32." in sheet.notes
 
 
@@ -264,7 +265,7 @@ def test_a_substitute_is_named_and_counts_at_its_scale_alone(tmp_path):
     assert (lines_of(sheet)["a", "c", "accuracy"]["model"], lines_of(sheet)["a", "c", "accuracy"]["mean"]) == ("wrn16_2", "50")
     assert "At scale small: two cores." in sheet.notes
     assert "Ours: scale small (epochs x 1, data x 0.1), cpu (two cores); python" in caption(sheet)
-    assert sheet_of(tmp_path, table, scale="paper").cells[0].line.model == "resnet20"
+    assert sheet_of(tmp_path, table, scale="paper").lines.model[0] == "resnet20"
 
 
 def test_what_is_not_the_papers_setting_is_said_beside_every_number(tmp_path, methods):
@@ -308,12 +309,12 @@ def test_every_kind_of_figure_is_drawn_from_runs(tmp_path):
     request = Request(seeds=(1,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     for plot, content in FIGURES.items():
         declare(tmp_path / plot, f"plot: {plot}\n{content}".replace("kind: table", "kind: figure"))
-        report(load(tmp_path / plot, "own/t"), request, Shelf(request.runs_dir, request.results_dir))
+        report(load(tmp_path / plot, "own/t"), request, request.frames)
         picture = tmp_path / "results" / "own" / "t.png"
         assert picture.read_bytes().startswith(b"\x89PNG"), plot
         drawn = picture.with_suffix(".svg").read_text()
         assert "<svg" in drawn
-        report(load(tmp_path / plot, "own/t"), request, Shelf("none", request.results_dir))
+        report(load(tmp_path / plot, "own/t"), request, Frames("none", f"{request.results_dir}/runs"))
         assert picture.with_suffix(".svg").read_text() == drawn, f"{plot} is another from the archive"
         picture.unlink()
     kept = tmp_path / "results" / "runs" / run.id / "steps.csv"
@@ -329,15 +330,15 @@ rows: {S-32: {run: optimizer=sam, paper: [23M, 32×32, 49, 384, 6, 12, 3e-3, ste
     folder = declare(tmp_path / "experiments", content)
     path = folder / "own" / "t.yaml"
     path.write_text(path.read_text().replace("kind: table", "kind: recipe"))
-    cells = sheet_of(tmp_path, load(folder, "own/t")).cells
-    assert [agrees(cell.line) for cell in cells] == [True] * 9 + [False]
-    assert (cells[0].line.mean, cells[-1].line.mean) == ("22.9M", "0.05")
+    lines = sheet_of(tmp_path, load(folder, "own/t")).lines
+    assert [agrees(line.mean, line.paper) for line in lines.itertuples()] == [True] * 9 + [False]
+    assert [*lines["mean"]][:: len(lines) - 1] == ["22.9M", "0.05"]
 
 
 def test_the_readme_shows_what_has_runs(tmp_path, methods):
     put(tmp_path / "runs", "optimizer=sgd", "scale=small", score=61)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    report(methods, request, request.frames)
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n")
     for _ in range(2):  # the second time it stays as it is

@@ -8,18 +8,17 @@ import pytest
 from own_tables import ROOT, declared
 
 from sam_repro.config import compose, identity
-from sam_repro.tables.declare import names, select
-from sam_repro.tables.fill import fill
-from sam_repro.tables.latex import as_latex
-from sam_repro.tables.lookup import Request, Shelf, configuration
-from sam_repro.tables.metrics import METRICS
-from sam_repro.tables.readme import index, update
-from sam_repro.tables.recipe import PARTS, SETTINGS
-from sam_repro.tables.render import as_csv, as_markdown
-from sam_repro.tables.report import report
-from sam_repro.tables.sheet import sheet
-from sam_repro.tables.values import extra_share
-from sam_repro.tables.work import tasks
+from sam_repro.results.declare import names, select
+from sam_repro.results.frames import Frames
+from sam_repro.results.metrics import METRICS
+from sam_repro.results.numbers import extra_share
+from sam_repro.results.readme import index, update
+from sam_repro.results.recipe import PARTS, SETTINGS
+from sam_repro.results.render import as_csv, as_latex, as_markdown
+from sam_repro.results.report import report
+from sam_repro.results.select import Request, configuration, selection
+from sam_repro.results.sheet import sheet
+from sam_repro.results.work import tasks
 
 # Rows, columns, and the sums of values and deviations: taken from the papers' text by a script, not from the declarations.
 PAPERS = {
@@ -49,6 +48,10 @@ OTHERS = {
 
 
 SEEDS = {"kdd24": 3, "vsam": 3, "msam": 5}
+
+
+def at(sheet, row, column):
+    return sheet.lines[(sheet.lines.row == row) & (sheet.lines.column == column)]
 
 
 def number(text):
@@ -95,15 +98,14 @@ def test_the_papers_shares_of_extra_time_are_those_of_its_printed_speeds():
     """KDD'24's layer-wise SAM with k=4 on CIFAR-10: 604.2 images a second, SGD's 659.2, generalized SAM's 459.5."""
     assert extra_share(1 / 604.2, 1 / 659.2, 1 / 459.5) == pytest.approx(0.2095, abs=5e-5)
     names = ("kdd24/table2", "kdd24/equations8_9", "vsam/table1")
-    one, two, relative_to_sam = (sheet(declared(name), Request(), Shelf("none", "none")) for name in names)
-    at = two.at
-    for cell in (one.at("CIFAR-10", "Layer-wise SAM"), at("CIFAR-10 / Layer-wise SAM, k=4", "Throughput (img/sec)")):
-        papers = {line.metric: line.paper for line in cell.lines}
+    one, two, relative_to_sam = (sheet(declared(name), Request(), Frames("none", "none")) for name in names)
+    for cell in (at(one, "CIFAR-10", "Layer-wise SAM"), at(two, "CIFAR-10 / Layer-wise SAM, k=4", "Throughput (img/sec)")):
+        papers = dict(zip(cell.metric, cell.paper, strict=True))
         assert papers == {"images_per_second": "604.2", "images_per_second_ratio": "91.7", "images_per_second_extra": "0.21"}
-    assert not any(line.metric.endswith("_extra") for line in relative_to_sam.lines)
+    assert not relative_to_sam.lines.metric.str.endswith("_extra").any()
     said = " ".join(declared("kdd24/table4").footnotes)  # that table has no SGD
     for dataset in ("CIFAR-10", "CIFAR-100", "Oxford_Flowers102"):
-        shares = [at(f"{dataset} / Layer-wise SAM, k={k}", "Throughput (img/sec)").lines[-1].paper for k in (1, 2, 4, 8)]
+        shares = [at(two, f"{dataset} / Layer-wise SAM, k={k}", "Throughput (img/sec)").paper.iloc[-1] for k in (1, 2, 4, 8)]
         assert f"{', '.join(shares[:3])} and {shares[3]} on {dataset}" in said
 
 
@@ -143,7 +145,7 @@ def test_every_cell_composes(name):
 def test_every_table_renders_with_the_papers_values_alone(name, tmp_path):
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     table = declared(name)
-    report(table, request, Shelf(request.runs_dir, request.results_dir))
+    report(table, request, request.frames)
     with (tmp_path / "results" / f"{name}.csv").open(newline="") as file:
         rows = {(row["row"], row["column"], row["metric"]): row for row in csv.DictReader(file)}
     for cell in table.cells:
@@ -159,7 +161,7 @@ def test_the_committed_tables_are_what_the_committed_runs_render_to(tmp_path):
     results = ROOT / "results"
     request = Request(runs_dir=str(tmp_path / "none"), results_dir=str(results))
     for table in select(names()):
-        filled, path = sheet(table, request, Shelf(request.runs_dir, results)), results / table.name
+        filled, path = sheet(table, request, request.frames), results / table.name
         pictures = path.with_suffix(".png").exists()
         for content, kind in ((as_csv(filled.lines), "csv"), (as_markdown(filled, pictures), "md"), (as_latex(filled, pictures), "tex")):
             assert content == path.with_suffix(f".{kind}").read_text(), path.with_suffix(f".{kind}")
@@ -177,6 +179,6 @@ def test_the_hydra_sweep_and_the_table_mean_the_same_runs():
         for method in ("sgd", "generalized_sam", "looksam", "layerwise") for seed in (0, 1, 2)
     ]  # fmt: skip
     table, request = declared("kdd24/table1"), Request(device="cpu")
-    wanted = tasks([table], replace(request, experiment="kdd24/cifar10"), Shelf("none", "none"))
+    wanted = tasks([table], replace(request, experiment="kdd24/cifar10"), Frames("none", "none"))
     assert {task.run.id for task in wanted} == set(jobs)
-    assert not fill(table, request, Shelf("none", "none")).chosen
+    assert selection(table, request, Frames("none", "none")).empty

@@ -13,14 +13,15 @@ from own_tables import ROOT, declare, lines_of, put, sheet_of, time_steps
 
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
+from sam_repro.results.declare import load
+from sam_repro.results.frames import Frames
+from sam_repro.results.measurements import missing
+from sam_repro.results.report import report
+from sam_repro.results.select import Request
+from sam_repro.results.work import Work, tasks
 from sam_repro.schema import UserError
-from sam_repro.tables.__main__ import dispatch
-from sam_repro.tables.declare import load
-from sam_repro.tables.lookup import Request, Shelf
-from sam_repro.tables.measurements import missing
-from sam_repro.tables.report import report
-from sam_repro.tables.work import Work, tasks
-from sam_repro.train.store import Run
+from sam_repro.store import Run
+from sam_repro.tables import dispatch
 
 
 def test_what_speeds_are_relative_to_is_measured_too(tmp_path):
@@ -29,14 +30,14 @@ measure: [cost steps=5]
 rows: {a: {run: optimizer=vsam}}"""
     for name, relative in (("own/ratio", "ratio_to: SAM"), ("own/extra", "ratio_to: SGD\nextra_of: SAM")):
         table, request = load(declare(tmp_path, f"{relative}\n{content}", name), name), Request(device="cpu", seeds=(0,))
-        wanted = missing(tasks([table], request, Shelf("none", "none")))
+        wanted = missing(tasks([table], request, Frames("none", "none")))
         assert [one.task.config["optimizer"]["name"] for one in wanted] == ["vsam", "sam"]
 
 
 def test_a_measurement_of_less_does_not_stand_for_the_one_declared(tmp_path):
     columns = "columns: {l: {metric: lambda_max, measure: [sharpness]}, s: {metric: images_per_second, measure: [cost steps=5]}}"
     table = load(declare(tmp_path / "experiments", f"{columns}\nrows: {{a: {{run: optimizer=sam}}}}"), "own/t")
-    run, shelf = put(tmp_path / "runs", "optimizer=sam"), Shelf(tmp_path / "runs", "none")
+    run, shelf = put(tmp_path / "runs", "optimizer=sam"), Frames(tmp_path / "runs")
     wanted = tasks([table], Request(device="cpu", seeds=(0,)), shelf)
     for samples, steps, left in ((40, 3, ["sharpness", "cost"]), (50, 3, ["cost"]), (50, 5, [])):
         (run.path / "sharpness.json").write_text(json.dumps({"lambda_max": 7.5, "samples": samples, "of": 50}))
@@ -69,12 +70,12 @@ def test_finished_runs_at_another_setting_are_pointed_to(tmp_path, methods, caps
 def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods, capsys, name, content):
     run = put(tmp_path / "runs", "optimizer=sgd", score=61)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    report(methods, request, request.frames)
     kept = tmp_path / "results" / "runs" / run.id
     whole = {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()}
     (run.path / name).parent.mkdir(exist_ok=True)
     (run.path / name).write_text(content)
-    sheet = report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    sheet = report(methods, request, request.frames)
     assert lines_of(sheet)["SGD", "Acc.", "accuracy"]["mean"] == "61"
     assert {path: path.read_bytes() for path in kept.rglob("*") if path.is_file()} == whole
     said = capsys.readouterr().out.replace("\n", " ")
@@ -82,7 +83,7 @@ def test_a_damaged_run_is_named_and_never_replaces_a_whole_one(tmp_path, methods
     assert "Until then" in said
     shutil.rmtree(kept)
     with pytest.raises(UserError, match=rf"{run.id}/{name} is"):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        report(methods, request, request.frames)
 
 
 def test_what_the_store_lost_stays_in_the_archive_until_the_run_is_trained_anew(tmp_path, methods, capsys):
@@ -91,15 +92,15 @@ def test_what_the_store_lost_stays_in_the_archive_until_the_run_is_trained_anew(
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     kept = tmp_path / "results" / "runs" / run.id
     for score, there in ((61, True), (62, False)):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        report(methods, request, request.frames)
         (run.path / "cost.json").unlink(missing_ok=True)
         put(tmp_path / "runs", "optimizer=sam", score=score)
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        report(methods, request, request.frames)
         assert (kept / "cost.json").exists() == there
     shutil.rmtree(tmp_path / "runs")
     (kept / "summary.json").write_text("{")
     with pytest.raises(UserError, match=rf"restore it, or remove {kept}, and 'tables run' makes the run anew"):
-        report(methods, request, Shelf(request.runs_dir, request.results_dir))
+        report(methods, request, request.frames)
 
 
 def test_the_archive_renders_the_same_without_the_store(tmp_path, methods):
@@ -108,14 +109,14 @@ def test_the_archive_renders_the_same_without_the_store(tmp_path, methods):
     grid = {"layer": "head", "x": [0, 1], "y": [0], "loss": [[1, 2]], "samples": 50, "of": 50}
     (run.path / "landscape" / "head.json").write_text(json.dumps(grid))
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(methods, request, Shelf(request.runs_dir, request.results_dir))
+    report(methods, request, request.frames)
     kept = tmp_path / "results" / "runs" / run.id
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
     assert files == ["config.yaml", "landscape/head.json", "layers.csv", "metrics.jsonl", "status.json", "summary.json"]
     assert not [word for path in kept.iterdir() if path.is_file() for word in ("dir", "host", "pid") if word in path.read_text()]
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
     elsewhere = Request(runs_dir=str(tmp_path / "empty"), results_dir=str(tmp_path / "results"))
-    report(methods, elsewhere, Shelf(elsewhere.runs_dir, elsewhere.results_dir))
+    report(methods, elsewhere, elsewhere.frames)
     assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == before
     archived = Run(tmp_path / "results" / "runs", run.id)
     assert identity(archived.config | {"device": "cpu"}) == run.id
@@ -154,7 +155,7 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     assert "1 of 3 runs did not finish" in err
     table = load(folder, "own/t")
     request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    everything = tasks([table], request, Shelf(request.runs_dir, request.results_dir))
+    everything = tasks([table], request, request.frames)
     assert [task.run.state for task in everything] == ["done", "done", "failed", "diverged"]
     again, _ = command("run", "own/t", "device=cpu", f"experiments={folder}", "seeds=0", cwd=tmp_path).communicate(timeout=120)
     assert "2 of 4 runs are done, 1 diverged, 0 at work elsewhere, 1 to do." in again
@@ -162,7 +163,7 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     assert (
         f"{everything[3].run.id} diverged in epoch 1  (diverges, Acc., seed 0), and is not tried again by itself, but by: python" in again
     )
-    lines = lines_of(report(table, request, Shelf(request.runs_dir, request.results_dir)))
+    lines = lines_of(report(table, request, request.frames))
     assert [lines[row, "Acc.", "accuracy"]["run_ids"] for row in table.rows] == [
         everything[0].run.id,
         everything[1].run.id,
@@ -198,7 +199,7 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     assert "cost" not in again
 
     request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
-    report(load(folder, "own/t"), request, Shelf(request.runs_dir, request.results_dir))
+    report(load(folder, "own/t"), request, request.frames)
     (tmp_path / "results" / "runs" / done["sam"].name / "cost.json").unlink()
     shown, _ = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
     assert "to be measured: cost steps=1" in shown
@@ -209,7 +210,7 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
 
 def test_a_run_that_another_command_began_at_the_same_moment_is_no_failure(tmp_path, methods, monkeypatch, capsys):
     request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path))
-    todo = tasks([methods], request, Shelf(tmp_path, "none"))[:1]
+    todo = tasks([methods], request, Frames(tmp_path))[:1]
     states = iter(["new", "running", "running"])
     monkeypatch.setattr(Run, "state", property(lambda _: next(states)))
     monkeypatch.setattr(type(todo[0]), "command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
@@ -264,8 +265,7 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
             dispatch([*words, f"results_dir={tmp_path}"])
         assert said in str(error.value)
     loaded = (
-        "import sys; from sam_repro.tables.__main__ import dispatch; "
-        "dispatch(['show', 'kdd24/table1', 'device=cpu']); print('torch' in sys.modules)"
+        "import sys; from sam_repro.tables import dispatch; dispatch(['show', 'kdd24/table1', 'device=cpu']); print('torch' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert answer.stdout.splitlines()[-1] == "False"

@@ -14,10 +14,10 @@ import yaml
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
+from sam_repro.store import Run
 from sam_repro.tracking import __main__ as commands
 from sam_repro.tracking import follow, keys
 from sam_repro.train import loop
-from sam_repro.train.store import Run
 
 wandb = pytest.importorskip("wandb")
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,9 +14,9 @@ from .digits import digits
 from .flowers import flowers102
 from .glue import glue
 from .imagenet import imagenet
-from .split import Batches, Dataset, FullBatches, Samples
+from .split import Batch, Batches, Dataset, FullBatches
 
-__all__ = ["Batches", "Dataset", "FullBatches", "Parts", "Samples", "load", "to"]
+__all__ = ["Batch", "Batches", "Dataset", "FullBatches", "Parts", "load", "to"]
 
 READERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

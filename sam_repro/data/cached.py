@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from ..chain import Chain
+from ..console import track
 from ..schema import UserError
-from ..tracking.console import track
 from . import Parts
 from .images import ImageDataset
-from .split import Dataset, Samples, Shuffled, Tensors
+from .split import Batch, Dataset, Shuffled, Tensors
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class VectorDataset(Dataset):
         """Shuffled, to train on."""
         return VectorBatches(split, batch_size, seed)
 
-    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
         for indices in torch.arange(len(split), device=split.targets.device).split(batch_size):
-            yield Samples(split.inputs[indices], split.targets[indices], indices)
+            yield Batch(split.inputs[indices], split.targets[indices], indices)
 
 
 @dataclass(frozen=True)
 class VectorBatches(Shuffled):
     """The training set, epoch by epoch, in the order that the images would have."""
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         device = self.split.targets.device
         generator = torch.Generator(device).manual_seed(self.seed_of(number))
         for indices in torch.randperm(len(self.split), generator=generator, device=device).split(self.batch_size):
-            yield Samples(self.split.inputs[indices], self.split.targets[indices], indices)
+            yield Batch(self.split.inputs[indices], self.split.targets[indices], indices)
 
 
 def cached(parts: Parts, model: nn.Module, batch_size: int, autocast: Any) -> tuple[Parts, Chain]:

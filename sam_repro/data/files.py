@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
-from .split import Dataset, Samples, Shuffled
+from .split import Batch, Dataset, Shuffled
 
 PIECE = 256  # images that a worker hands over together
 
@@ -89,12 +89,12 @@ class FolderDataset(Dataset):
         """Shuffled and augmented, to train on."""
         return FileBatches(split, batch_size, seed, self)
 
-    def in_order(self, split: Files, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Files, batch_size: int) -> Iterator[Batch]:
         """The middle of every image, to measure on."""
         read = Squares(split, self.augment.size, self.margin)
         yield from self.loaded(read, list(torch.arange(len(split)).split(batch_size)))
 
-    def loaded(self, read: Any, order: list[Tensor]) -> Iterator[Samples]:
+    def loaded(self, read: Any, order: list[Tensor]) -> Iterator[Batch]:
         """The batches ``order`` of what ``read`` makes of an index."""
         # A batch travels in pieces: a worker holds some hundred images at a time, however large the batch is.
         pieces = [piece for indices in order for piece in indices.split(PIECE)]
@@ -112,7 +112,7 @@ class FolderDataset(Dataset):
         for indices in order:
             got = [self._next(loaded) for _ in indices.split(PIECE)]
             pixels, targets = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*got, strict=True))
-            yield Samples(normalise(pixels), targets, indices.to(self.device, non_blocking=True))
+            yield Batch(normalise(pixels), targets, indices.to(self.device, non_blocking=True))
 
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         try:
@@ -128,7 +128,7 @@ class FileBatches(Shuffled):
 
     dataset: FolderDataset
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         seed = self.seed_of(number)
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import UserError
-from .split import Dataset, Samples, Tensors
+from .split import Batch, Dataset, Tensors
 
 # Mean and deviation of a channel on the scale 0-255, in place of the data set's own.
 KNOWN = {"half": ((127.5,), (127.5,)), "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
@@ -65,11 +65,11 @@ class ImageDataset(Dataset):
         """Shuffled and augmented, to train on."""
         return TrainBatches(split, self, batch_size, seed)
 
-    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Tensors, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
         normalise = self.normalised(split.inputs.device)
         for indices in torch.arange(len(split), device=split.inputs.device).split(batch_size):
-            yield Samples(normalise(split.inputs[indices]), split.targets[indices], indices)
+            yield Batch(normalise(split.inputs[indices]), split.targets[indices], indices)
 
 
 class TrainBatches:
@@ -99,12 +99,12 @@ class TrainBatches:
         """Of the padded images."""
         return self.windows.untyped_storage().nbytes()
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         device = self.targets.device
         generator = torch.Generator(device).manual_seed(1_000_003 * self.seed + number)
         for indices in torch.randperm(len(self.targets), generator=generator, device=device).split(self.batch_size):
-            yield Samples(self.augmented(indices, generator), self.targets[indices], indices)
+            yield Batch(self.augmented(indices, generator), self.targets[indices], indices)
 
     def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """The images ``indices``, each with its own draw."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-class Samples(NamedTuple):
+class Batch(NamedTuple):
     """A batch. ``inputs``: what the model takes, samples along dim 0; ``indices``: the samples' places in the split."""
 
     inputs: Any
@@ -70,7 +70,7 @@ class Batches(Protocol):
     def nbytes(self) -> int:
         """Bytes of memory, beside the split's."""
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
 
 
@@ -109,7 +109,7 @@ class FullBatches:
         """Bytes of memory, beside the split's."""
         return self.batches.nbytes
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         return (samples for samples in self.batches.epoch(number) if len(samples.targets) == self.batch_size)
 
@@ -137,5 +137,5 @@ class Dataset(ABC):
         """Shuffled and augmented, to train on."""
 
     @abstractmethod
-    def in_order(self, split: Any, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Any, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""

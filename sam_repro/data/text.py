@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .split import Dataset, Samples, Shuffled
+from .split import Batch, Dataset, Shuffled
 
 POOL = 50  # batches of text sorted by length together: enough to save most padding, few enough to stay random
 
@@ -44,7 +44,7 @@ class Texts:
         """Of the tokens."""
         return self.tokens.numel() * self.tokens.element_size()
 
-    def batch(self, chosen: Tensor, pad: int) -> Samples:
+    def batch(self, chosen: Tensor, pad: int) -> Batch:
         """The texts ``chosen`` (on the host): ``inputs`` is the ids and the mask (true: no padding), both ``(n, longest)``."""
         device = self.tokens.device
         longest = int(self.lengths[chosen].max())
@@ -53,7 +53,7 @@ class Texts:
         places = torch.arange(longest, device=device)
         mask = places < lengths[:, None]
         ids = self.tokens[(self.offsets[indices][:, None] + places).clamp_(max=len(self.tokens) - 1)]
-        return Samples((ids.masked_fill_(~mask, pad), mask), self.targets[indices], indices)
+        return Batch((ids.masked_fill_(~mask, pad), mask), self.targets[indices], indices)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class TextDataset(Dataset):
         """Shuffled, to train on."""
         return TextBatches(split, batch_size, seed, self.pad)
 
-    def in_order(self, split: Texts, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Texts, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
         for chosen in torch.arange(len(split)).split(batch_size):
             yield split.batch(chosen, self.pad)
@@ -83,7 +83,7 @@ class TextBatches(Shuffled):
 
     pad: int
 
-    def epoch(self, number: int) -> Iterator[Samples]:
+    def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``: the texts shuffled, sorted by length within each pool, the batches shuffled again."""
         generator = torch.Generator().manual_seed(self.seed_of(number))
         pools = torch.randperm(len(self.split), generator=generator).split(POOL * self.batch_size)

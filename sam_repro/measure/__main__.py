@@ -11,7 +11,7 @@ import yaml
 
 from ..command import command
 from ..schema import NOT_NEGATIVE, UserError, checked, suggest
-from ..train.store import Run
+from ..store import Run
 from .finished import find_finished
 
 COMMON: dict[str, Any] = {"run": "", "runs_dir": "runs", "data_dir": "", "device": "auto"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..tracking.console import console
-from ..train.store import Row, Run, write
+from ..console import console
+from ..store import Row, Run, write
 from . import figures
 from .compare import Compared, compare_methods, compare_run
 from .cost import Costs

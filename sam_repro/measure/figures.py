@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..schema import UserError
-from ..train.store import write
+from ..store import write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

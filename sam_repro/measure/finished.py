@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..provenance import commit, now, versions
 from ..schema import Diverged, UserError
-from ..train.provenance import commit, now, versions
-from ..train.store import Row, Run, find
+from ..store import Row, Run, find
 
 if TYPE_CHECKING:
     from ..train.job import Job

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..chain import layers
 from ..optim.structure import norm_of
-from ..train.store import Run
+from ..store import Run
 from .objective import Objective
 
 Series = dict[str, tuple[list[float], list[float]]]

@@ -41,7 +41,7 @@ class Between:
 
 
 @dataclass
-class Gradient(Between):
+class Plain(Between):
     """Nothing: such a step takes the plain gradient."""
 
     name = "gradient"
@@ -132,4 +132,4 @@ def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
 
 
-OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Gradient, Orthogonal, DecayedPSF)}
+OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Plain, Orthogonal, DecayedPSF)}

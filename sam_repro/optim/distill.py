@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..chain import Unperturbed, call
 from ..schema import UserError
 from .method import Method, Report, Step
-from .passes import Batch, Losses, Passes, size
+from .passes import Losses, MicroBatch, Passes, size
 from .structure import Plan, Structure
 
 
@@ -36,7 +36,7 @@ class Teacher:
         """Learn the model and the training; UserError if the option needs more."""
         raise NotImplementedError
 
-    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+    def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
         """The teacher's logits ``(batch, classes)``, and for which samples ``(batch,)`` they are any; None: for all, or for none."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class Bank(Teacher):
         self.bank: Tensor | None = None
         self.written: Tensor | None = None  # the epoch of every entry
 
-    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+    def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
         if not isinstance(indices, Tensor) or indices.shape != (size(batch.inputs),):
             raise UserError("saf needs the samples' places in the training set: call backward(..., indices=), one for each sample.")
         if self.bank is None or self.written is None or epoch <= self.start or epoch < self.delay:
@@ -123,7 +123,7 @@ class Mean(Teacher):
             raise UserError("The mean teacher does not go with learned step sizes, which begin at the first batch: set model.bits=0.")
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def logits(self, batch: Batch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
+    def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
         if epoch <= self.start:
             return None
         with torch.no_grad():
@@ -165,7 +165,7 @@ class Distillation(Method):
         self.structure = Structure(self.passes.model)
         teacher.setup(self.passes.model, plan)
 
-    def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
+    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
         step = Step()
         epoch = self.step // self.steps_per_epoch
         places = indices if isinstance(indices, list) else [indices]

@@ -27,7 +27,7 @@ from ..chain import Unperturbed, tree_map
 from ..schema import UserError
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Batch, Masks, Passes, Weight, detached, divided, perturbed, written
+from .passes import Masks, MicroBatch, Passes, Weight, detached, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -71,7 +71,7 @@ class Gradient(Method):
         if when.needs_gradient and samples.name == "micro":
             raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
 
-    def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
+    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
         step = Step()
         selected = self._ascend(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
@@ -91,7 +91,7 @@ class Gradient(Method):
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
-    def _descend(self, batches: Sequence[Batch], step: Step) -> None:
+    def _descend(self, batches: Sequence[MicroBatch], step: Step) -> None:
         """The plain gradient."""
         for batch in batches:
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
@@ -100,7 +100,7 @@ class Gradient(Method):
                 self.passes.backward(loss, batch)
             step.saw(loss, outputs, batch)
 
-    def _ascend(self, batches: Sequence[Batch], step: Step) -> list[int]:
+    def _ascend(self, batches: Sequence[MicroBatch], step: Step) -> list[int]:
         """The gradient at w + eps, where this step makes an ascent: the parameters that were perturbed, or none."""
         if self.when.needs_gradient:
             return self._ascend_if_decided(batches, step)
@@ -120,7 +120,7 @@ class Gradient(Method):
             step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean, step.weight)
         return selected
 
-    def _ascend_if_decided(self, batches: Sequence[Batch], step: Step) -> list[int]:
+    def _ascend_if_decided(self, batches: Sequence[MicroBatch], step: Step) -> list[int]:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
         everything = [index for index, p in enumerate(self.structure.parameters) if p.requires_grad]
         found, weight, firsts = self._first_pass(batches, everything, 0, step)
@@ -137,7 +137,9 @@ class Gradient(Method):
         self._second_pass(batches, firsts, selected, [ascent[index] for index in selected], 0, last=True)
         return selected
 
-    def _first_pass(self, group: Sequence[Batch], selected: list[int], start: int, step: Step) -> tuple[Gradients, Weight, list[_First]]:
+    def _first_pass(
+        self, group: Sequence[MicroBatch], selected: list[int], start: int, step: Step
+    ) -> tuple[Gradients, Weight, list[_First]]:
         """The gradient of the group's mean loss at w, of the selected parameters alone, and the weight to divide it by."""
         parameters = [self.structure.parameters[index] for index in selected]
         in_group = sum(batch.share for batch in group)
@@ -161,7 +163,7 @@ class Gradient(Method):
         return ascent, weight, firsts
 
     def _second_pass(
-        self, group: Sequence[Batch], firsts: list[_First], selected: list[int], ascent: Gradients, start: int, *, last: bool
+        self, group: Sequence[MicroBatch], firsts: list[_First], selected: list[int], ascent: Gradients, start: int, *, last: bool
     ) -> None:
         """The gradient of all parameters at w + eps, added to ``.grad``."""
         passes = self.passes
@@ -176,7 +178,7 @@ class Gradient(Method):
                     losses, _ = passes.losses(state, descending, start, last=True)
                     passes.backward(losses.mean().times(batch.share), descending)
 
-    def _chosen(self, batch: Batch, first: _First) -> tuple[Any, Batch]:
+    def _chosen(self, batch: MicroBatch, first: _First) -> tuple[Any, MicroBatch]:
         """The samples that descend, by how their losses rise from w to w + eps."""
         first.masks.replay()
         with torch.no_grad(), self._statistics():
@@ -187,7 +189,7 @@ class Gradient(Method):
 
     # -- their settings ------------------------------------------------------------------------------------------------
 
-    def _start(self, group: Sequence[Batch], selected: list[int]) -> int:
+    def _start(self, group: Sequence[MicroBatch], selected: list[int]) -> int:
         """The first stage that both passes have to run.
 
         What comes before the first perturbed stage is the same in both: once is enough. Not for accumulated micro-batches,

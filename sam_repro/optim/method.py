@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from .passes import Batch, Criterion, Mean, Passes, Weight, detached, divided, size
+from .passes import Criterion, Mean, MicroBatch, Passes, Weight, detached, divided, size
 from .structure import Structure
 from .watched import Watched
 
@@ -42,7 +42,7 @@ class Step:
     outputs: dict[int, list[Any]] = field(default_factory=dict)
     watched: Watched | None = None
 
-    def saw(self, loss: Mean, outputs: Any, batch: Batch) -> None:
+    def saw(self, loss: Mean, outputs: Any, batch: MicroBatch) -> None:
         """The outputs of a pass at w, and their part of the step's loss."""
         part = loss.value.detach()
         self.loss = part if self.loss is None else self.loss + part
@@ -100,7 +100,7 @@ class Method:
         self.step += 1
         return report
 
-    def _compute(self, batches: Sequence[Batch], indices: Any) -> Report:
+    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,13 +143,13 @@ class Method:
         return norms if scale is None else norms / scale
 
 
-def _batches(inputs: Any, targets: Any) -> list[Batch]:
+def _batches(inputs: Any, targets: Any) -> list[MicroBatch]:
     if not isinstance(inputs, list):
-        return [Batch(inputs, targets, 1.0, 0)]
+        return [MicroBatch(inputs, targets, 1.0, 0)]
     if not isinstance(targets, list) or len(targets) != len(inputs) or not inputs:
         raise ValueError("A list of micro-batches needs a list of as many targets, at least one.")
     sizes = [size(part) for part in inputs]
-    return [Batch(x, y, n / sum(sizes), place) for place, (x, y, n) in enumerate(zip(inputs, targets, sizes, strict=True))]
+    return [MicroBatch(x, y, n / sum(sizes), place) for place, (x, y, n) in enumerate(zip(inputs, targets, sizes, strict=True))]
 
 
 def weighted(value: Tensor, share: float) -> Tensor:

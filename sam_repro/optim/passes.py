@@ -22,7 +22,7 @@ Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 Weight = Tensor | float  # of a set of samples: a number where all count alike, else 0-dim and on the device
 
 
-class Batch(NamedTuple):
+class MicroBatch(NamedTuple):
     """Samples that pass the model together."""
 
     inputs: Any
@@ -79,14 +79,14 @@ class Passes:
         self._excess: Tensor | None = None  # this replica's samples over the mean of all replicas'
         self.weight: Weight = 0.0  # that ``.grad`` is still to be divided by
 
-    def prefix(self, batch: Batch, stop: int) -> Any:
+    def prefix(self, batch: MicroBatch, stop: int) -> Any:
         """The state before stage ``stop``, with its graph."""
         if stop == 0:
             return batch.inputs
         self.forward_units += batch.share * (1.0 - self.suffix(stop, batch.inputs))
         return self.model(batch.inputs, stop=stop)
 
-    def losses(self, state: Any, batch: Batch, start: int, *, last: bool = False) -> tuple[Losses, Any]:
+    def losses(self, state: Any, batch: MicroBatch, start: int, *, last: bool = False) -> tuple[Losses, Any]:
         """The samples' losses, from the state before stage ``start``, and the outputs.
 
         ``last``: the pass whose backward pass ``backward`` will make.
@@ -114,12 +114,12 @@ class Passes:
             return model(state, start=start)
         return model(state) if self.is_chain else call(model, state)
 
-    def gradient(self, loss: Tensor, batch: Batch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    def gradient(self, loss: Tensor, batch: MicroBatch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
         self.backward_units += batch.share * self.suffix(start, batch.inputs)
         return list(torch.autograd.grad(self.scaled(loss), parameters, allow_unused=True))
 
-    def backward(self, loss: Mean, batch: Batch) -> None:
+    def backward(self, loss: Mean, batch: MicroBatch) -> None:
         """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from.
 
         Where samples have weights, ``divide`` is to follow the last one.

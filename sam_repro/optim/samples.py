@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..chain import tree_map
-from .passes import Batch, size
+from .passes import MicroBatch, size
 
 
 class Samples:
@@ -23,7 +23,7 @@ class Samples:
         """Whether ``choose`` is to be asked."""
         return False
 
-    def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+    def groups(self, batches: Sequence[MicroBatch]) -> list[Sequence[MicroBatch]]:
         """The accumulated batches of a step, in groups."""
         return [batches]
 
@@ -46,7 +46,7 @@ class Micro(Samples):
     name = "micro"
     m: int
 
-    def groups(self, batches: Sequence[Batch]) -> list[Sequence[Batch]]:
+    def groups(self, batches: Sequence[MicroBatch]) -> list[Sequence[MicroBatch]]:
         return [[part] for batch in batches for part in split(batch, self.m)]
 
 
@@ -69,7 +69,7 @@ class Sharpest(Samples):
         return (perturbed - clean).topk(max(1, int(self.gamma * len(clean)))).indices
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
+def split(batch: MicroBatch, parts: int) -> list[MicroBatch]:
     """The batch in at most ``parts`` batches of nearly equal size."""
     n = size(batch.inputs)
     if min(parts, n) == 1:

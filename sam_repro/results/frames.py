@@ -3,7 +3,7 @@
     from sam_repro.results import load
     load("runs").runs.groupby("optimizer").score_last.mean()
 
-A frame is read when it is asked for. What was read is kept in the user's cache, and read again for the runs whose files have changed.
+A frame is read when it is asked for. Of a large store it is kept in the user's cache, and read again for the runs whose files have changed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ import pandas as pd
 import pyarrow
 from pyarrow import csv
 
+from ..console import console
 from ..schema import UserError, flat
-from ..train.store import LAYER_COLUMNS, MEASURED, OVER, DamagedError, Row, Run, all_runs, write
+from ..store import LAYER_COLUMNS, MEASURED, OVER, DamagedError, Row, Run, all_runs, write
 
 # Of ``runs``; besides them ``config.<key>``, the configuration as conf/ documents it, and the dataset's further metrics.
 COLUMNS = {
@@ -59,26 +60,35 @@ IN_A_RUN = ("config.yaml", "status.json", "summary.json", MEASURED["sharpness"],
 
 
 class Frames:
-    """All runs of one or several stores; where two have the same run, that of the first which is over stands."""
+    """All runs of one or several stores; where two have the same run, that of the first stands, but for one that is done."""
 
     def __init__(self, *places: str | Path) -> None:
         self.places = tuple(Path(place) for place in places)
         self.found: dict[str, Run] = {}
+        self._ended: dict[str, Run | None] = {}
         for place in self.places:
             for run in all_runs(place):
-                if run.id not in self.found or (_over(run) and not _over(self.found[run.id])):
+                if run.id not in self.found or (_over(run) and not _over(self.found[run.id]) and (run.path / "summary.json").exists()):
                     self.found[run.id] = run
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """A row a run, oldest first, indexed by id; ``COLUMNS`` says what they are."""
-        rows = _kept(self, "runs", IN_A_RUN, lambda run: [{"text": json.dumps(_row(run))}])
+        rows = _kept(self, "runs", IN_A_RUN, lambda run: [{"text": json.dumps(self._row(run))}])
         content = [json.loads(text) | {"run": run} for run, text in zip(rows.get("run", []), rows.get("text", []), strict=True)]
         for row in content:
+            if row["path"] != str(self.found[row["run"]].path):
+                self.found[row["run"]] = Run(Path(row["path"]).parent, row["run"])
             if row["state"] == "running":  # which its file says of one that was killed, too
                 row["state"] = self.found[row["run"]].state
         frame = pd.DataFrame(content, columns=None if content else [*COLUMNS])
         return frame.reindex(columns=[*COLUMNS, *(key for key in frame.columns if key not in COLUMNS)]).set_index("run")
+
+    def _row(self, run: Run) -> Row:
+        """What the small files of a run say; those of another store where they are damaged."""
+        rows = (_row(one) for one in (run, *(Run(place, run.id) for place in self.places if place / run.id != run.path)))
+        first = next(rows)
+        return first if first["state"] != "damaged" else next((row for row in rows if row["state"] in OVER), first)
 
     @cached_property
     def epochs(self) -> pd.DataFrame:
@@ -101,8 +111,20 @@ class Frames:
         names = [name for name in MEASURED.values() if "{" not in name]
         return _kept(self, "measurements", names, _measurements, ("measure", "name", "value"))
 
+    @cached_property
+    def settings(self) -> set[tuple[str, str, str]]:
+        """Scale, device and precision of the runs that are over: at others none need be looked for. A damaged run may be of any."""
+        over = self.runs[self.runs.state.isin(OVER)]
+        any_ = product(("paper", "small"), ("cuda", "cpu"), ("fp32", "bf16", "fp16")) if (self.runs.state == "damaged").any() else ()
+        return {*zip(over["scale"], over["device"], over["precision"], strict=True), *any_}
+
     def ended(self, run_id: str) -> Run | None:
         """The run if it is done and whole, or diverged. UserError where it is damaged, and no other store has a whole one."""
+        if run_id in self.found and run_id not in self._ended:
+            self._ended[run_id] = self._look(run_id)
+        return self._ended.get(run_id)
+
+    def _look(self, run_id: str) -> Run | None:
         damaged: DamagedError | None = None
         for place in self.places:
             run = Run(place, run_id)
@@ -112,7 +134,8 @@ class Frames:
                 if run.state == "done":
                     run.check()
             except DamagedError as error:
-                damaged = damaged or error
+                advice = f"damaged: restore it, or remove {run.path}, and 'tables run' makes the run anew."
+                damaged = damaged or (error if place == self.places[0] else DamagedError(error.path, advice))
                 continue
             if damaged:
                 _warn(f"{damaged} Until then {run.path} stands for it.")
@@ -126,7 +149,7 @@ class Frames:
 def load(runs_dir: str | Path = "runs", *others: str | Path) -> Frames:
     """The runs of a store, and of others (an archive) behind it, as frames; UserError where there is no such folder.
 
-    What is damaged is a row of state ``damaged``; a long frame lacks it, with a warning.
+    What is damaged is a row of state ``damaged``; a long frame lacks it, which is said.
     """
     for place in (runs_dir, *others):
         if not Path(place).is_dir():
@@ -176,6 +199,7 @@ def _row(run: Run) -> Row:
     return row | {"step_cost": step_cost(summary, cost)}
 
 
+MANY = 64  # fewer are read as fast
 NO_ASCENT = 1e-6  # forward passes of a step beyond the first: a mean of ones is not quite one
 STRETCHED = 3  # how many times the passes timed, or their inverse, training may have: beyond that noise is scaled up
 
@@ -235,9 +259,9 @@ def _kept(frames: Frames, kind: str, files: Iterable[str], read: Callable[[Run],
     """A frame of all runs: from the cache where it has the files as they are now, else read, and kept."""
     names, runs = list(files), frames.found
     stamps = {key: _stamp(run, names) for key, run in runs.items()}
-    cache = _cache(frames, kind)
-    known, old = _from_cache(cache)
-    if known == stamps:
+    cache = _cache(frames, kind) if len(runs) >= MANY else None
+    known, old = _from_cache(cache) if cache else ({}, pd.DataFrame())
+    if known and known == stamps:
         return _ordered(old, columns)
     fresh = {key for key, stamp in stamps.items() if known.get(key) != stamp}
     parts = [] if old.empty else [old[old.run.isin([key for key in stamps if key not in fresh])]]
@@ -246,7 +270,8 @@ def _kept(frames: Frames, kind: str, files: Iterable[str], read: Callable[[Run],
     for name in {"run", "layer"} & {*frame.columns}:  # three million names take a second to read, their places in a list none
         frame[name] = pd.Categorical(frame[name], list(runs) if name == "run" else frame[name].unique())
     frame = frame.sort_values("run", kind="stable", ignore_index=True) if len(frame) else frame
-    _to_cache(cache, frame, stamps)
+    if cache:
+        _to_cache(cache, frame, stamps)
     return _ordered(frame, columns)
 
 
@@ -297,5 +322,7 @@ def _to_cache(path: Path, frame: pd.DataFrame, stamps: dict[str, str]) -> None:
         _warn(f"The cache {path} cannot be written: {error.strerror}.")
 
 
+@cache
 def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
+    """Say it, once."""
+    console.print(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..command import command
 from ..schema import UserError, suggest
-from ..train.store import all_runs, find
+from ..store import all_runs, find
 from . import check
 
 USAGE = (

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..console import Console, clock, console
+
 Row = dict[str, Any]
-console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
 class Display:
@@ -55,20 +53,6 @@ class Display:
             f"epoch {row['epoch']:>3}/{self.epochs}  loss {row['train_loss']:.4f}  train {row['train_score']:6.2f} %  "
             f"{scored}lr {row['lr']:.2g}  {row['images_per_second']:,.0f} samples/s  left {clock(left)}"
         )
-
-
-def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-    """``items`` with a progress bar on a terminal, and nothing elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        yield from bar.track(items, total=total, description=what)
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def show_summary(summary: Row, path: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import OUTSIDE, keys_of
-from ..train.store import Run
+from ..store import Run
 
 Row = dict[str, Any]
 

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..console import console
 from ..schema import Diverged
-from ..train.store import OVER, Run, write
+from ..store import OVER, Run, write
 from . import Tracker, keys
-from .console import console
 from .describe import group_of, identity_of, tags, title
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 import wandb
 from numpy.typing import NDArray
 
-from .console import console
+from ..console import console
 
 Row = dict[str, Any]
 EXIT = {"done": 0, "diverged": 1, "failed": 1, "stopped": 255}  # W&B's own code for Ctrl-C: it shows such a run as killed

@@ -17,13 +17,13 @@ from torch import Tensor
 from .. import data, models, optim
 from ..chain import call, tree_map
 from ..config import DEVICE
-from ..data import Batches, FullBatches, Samples
+from ..data import Batch, Batches, FullBatches
 from ..data.cached import cached
 from ..optim import Report
 from ..schema import UserError
+from ..store import write
 from .base import base_optimizer, schedule
 from .score import autocast
-from .store import write
 
 Config = dict[str, Any]
 
@@ -92,7 +92,7 @@ class Job:
             )
         return FullBatches(batches, config["batch_size"], len(train))
 
-    def backward(self, samples: Samples) -> Report:
+    def backward(self, samples: Batch) -> Report:
         """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
         count = min(self.config["accumulate"], len(samples.targets))
         with autocast(self.device, self.config["precision"]):
@@ -134,11 +134,11 @@ class Job:
         """weight_decay/2 |w|^2. The ascent sees it, and the descent that of the perturbed weights, as in the code of KDD'24's author."""
         return self.config["weight_decay"] / 2 * torch.stack([p.square().sum() for p in self.decayed]).sum()
 
-    def scored_samples(self) -> Iterator[Samples]:
+    def scored_samples(self) -> Iterator[Batch]:
         """The batches that the score is measured on: of the test set, or of the part held out."""
         return self.in_order(self.parts.score, min(4 * self.config["batch_size"], 512))
 
-    def in_order(self, split: Any, batch_size: int) -> Iterator[Samples]:
+    def in_order(self, split: Any, batch_size: int) -> Iterator[Batch]:
         """The batches of any split of the data set, as they are."""
         return self.dataset.in_order(split, batch_size)
 

@@ -15,14 +15,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..fingerprint import check_data, fingerprint
 from ..optim import HostCopy, Report
+from ..provenance import versions
 from ..schema import Diverged, UserError
+from ..store import Row, Run
 from ..tracking.console import Display
 from ..tracking.follow import follow
 from .job import Config, Job
-from .provenance import versions
 from .score import METRICS, accuracy, evaluate
 from .steps import WatchedSteps, earlier_lines
-from .store import Row, Run
 
 
 def train(config: Config, run: Run) -> Row:

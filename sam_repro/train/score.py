@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data import Samples
+from ..data import Batch
 
 
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Samples], metrics: Sequence[str], precision: str) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[Batch], metrics: Sequence[str], precision: str) -> dict[str, float]:
     """Every metric of the model in evaluation mode, which is left as it was; NaN where a logit is not finite."""
     training = model.training
     model.eval()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..schema import CONF, UserError
-from ..train.store import OVER
+from ..store import OVER
 from .declare import Words
-from .lookup import Request
+from .select import Request
 from .work import Task
 
 MODE = ("hydra.mode=MULTIRUN",)  # of every job as well: what fails is written down, and the next goes on

@@ -15,11 +15,12 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ..config import Config
+from ..console import clock, console
 from ..schema import UserError
-from ..tracking.console import clock, console
-from ..train.store import OVER, Run
+from ..store import OVER, Run
 from .declare import Cell, Table, Words
-from .lookup import Request, Shelf, configuration, run_id, words_of
+from .frames import Frames
+from .select import Request, configuration, run_id, words_of
 
 PATIENCE = 60  # seconds that a process has to write its checkpoint once it is told to stop
 
@@ -51,7 +52,7 @@ class Task:
         return [*self.words, f"seed={self.seed}", *device, f"runs_dir={request.runs_dir}"]
 
 
-def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]:
+def tasks(tables: Iterable[Table], request: Request, frames: Frames) -> list[Task]:
     """The runs of the tables' cells and references, each once; the first seed of all of them before the second."""
     device, scale = device_type(request.device), request.scale or "paper"
     found: dict[str, Task] = {}
@@ -60,7 +61,7 @@ def tasks(tables: Iterable[Table], request: Request, shelf: Shelf) -> list[Task]
             config = configuration(cell, scale, request)
             for seed in request.seeds or range(table.seeds):
                 one = run_id(config, seed, device)
-                run = shelf.ended(one) or Run(request.runs_dir, one)
+                run = frames.ended(one) or Run(request.runs_dir, one)
                 task = found.setdefault(one, Task(run, config, words_of(cell, scale, request), cell.base, seed, label))
                 found[one] = replace(task, measures=tuple(dict.fromkeys((*task.measures, *measures))))
     return sorted(found.values(), key=lambda task: task.seed)

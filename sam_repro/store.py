@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from ..schema import Diverged, UserError, parse
 from .provenance import now, provenance
+from .schema import Diverged, UserError, parse
 
 Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.

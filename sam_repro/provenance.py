@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from . import __version__
 
 
 def now() -> str:
@@ -35,7 +35,7 @@ def versions() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the checkout the code runs from, ``+`` behind it where files differ; None for an installed wheel."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     git = ["git", "-C", str(root)]

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..console import console
 from ..measure.__main__ import parsed
-from ..tracking.console import console
 from .declare import Words
-from .lookup import Request
+from .select import Request
 from .work import Task
 
 

@@ -6,18 +6,18 @@ import re
 import sys
 from pathlib import Path
 
-from ..command import command
-from ..config import DEVICE, check_overrides
-from ..schema import UserError, options, suggest
-from ..tracking.console import clock, console
-from ..train.store import OVER, write
-from .declare import EXPERIMENTS, Table, Words, names, select
-from .fill import at_other_settings
-from .launcher import PREFIXES, launch
-from .lookup import Request, Setting, Shelf
-from .measurements import measure, missing
-from .report import report
-from .work import Task, Work, device_type, number_of_jobs, places, tasks, time_left
+from .command import command
+from .config import DEVICE, check_overrides
+from .console import clock, console
+from .results.declare import EXPERIMENTS, Table, Words, names, select
+from .results.frames import Frames
+from .results.launcher import PREFIXES, launch
+from .results.measurements import measure, missing
+from .results.report import page_of, report
+from .results.select import Request, Setting, at_other_settings
+from .results.work import Task, Work, device_type, number_of_jobs, places, tasks, time_left
+from .schema import UserError, options, suggest
+from .store import OVER, write
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
@@ -74,10 +74,11 @@ def dispatch(arguments: list[str]) -> None:
         case ["run", *wanted] if wanted:
             run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
+            frames = request.frames
             for table in select(wanted or names(folder), folder):
-                render(table, request, page="--html" in flags)
+                render(table, request, frames, page="--html" in flags)
         case ["readme", *paths] if len(paths) < 2:
-            from .readme import index, update
+            from .results.readme import index, update
 
             results = Path(request.results_dir)
             update(Path([*paths, "README.md"][0]), results, folder)
@@ -140,8 +141,8 @@ def show_list(folder: Path) -> None:
 
 def show(tables: list[Table], request: Request) -> None:
     """The runs of tables, and how long those that are missing take."""
-    shelf = Shelf(request.runs_dir, request.results_dir)
-    everything = tasks(tables, request, shelf)
+    frames = request.frames
+    everything = tasks(tables, request, frames)
     if not everything:
         console.print("A recipe has no runs: 'report' checks what the presets set.")
         return
@@ -164,27 +165,27 @@ def show(tables: list[Table], request: Request) -> None:
     console.print(f"{done} of {len(everything)} runs are done, {lost}{len(todo)} are missing{left}{guess}{measures}.")
     if todo and unknown == len(todo):
         console.print(f"A few steps of the first are timed by: {' '.join(['python', *todo[0].command(request)[1:], 'dry_run=true'])}")
-    _point_to_others(tables, request, everything, shelf)
+    _point_to_others(tables, request, everything, frames)
 
 
-def _point_to_others(tables: list[Table], request: Request, everything: list[Task], shelf: Shelf) -> None:
+def _point_to_others(tables: list[Table], request: Request, everything: list[Task], frames: Frames) -> None:
     """Name the finished runs of the same cells at other settings, which the words on the command line pass over."""
     for precision in {request.precision or task.config["precision"] for task in everything if task.run.state != "done"}:
         asked = Setting(request.scale or "paper", device_type(request.device), precision)
-        for setting, count in at_other_settings(tables, request, asked, shelf).items():
+        for setting, count in at_other_settings(tables, request, asked, frames).items():
             console.print(f"Runs of the same cells that are finished with {' '.join(setting.words)}: {count}.")
 
 
 def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:
     """Run and measure what is missing; UserError (exit status 1) where something did not finish. What diverged is over, and named."""
-    shelf = Shelf(request.runs_dir, request.results_dir)
-    everything = tasks(tables, request, shelf)
+    frames = request.frames
+    everything = tasks(tables, request, frames)
     todo = [task for task in everything if task.run.state not in (*OVER, "running")]
     states = [task.run.state for task in everything]
     lost = f"{states.count('diverged')} diverged, " if "diverged" in states else ""
     elsewhere = f"{lost}{states.count('running')} at work elsewhere"
     console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
-    _point_to_others(tables, request, todo, shelf)
+    _point_to_others(tables, request, todo, frames)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request, jobs)).go()
@@ -204,19 +205,17 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
 
 
-def render(table: Table, request: Request, *, page: bool = False) -> None:
+def render(table: Table, request: Request, frames: Frames, *, page: bool = False) -> None:
     """Write the files of a table and say what is in them; ``page``: the HTML as well."""
-    sheet = report(table, request, Shelf(request.runs_dir, request.results_dir))
-    filled = sum(bool(cell.line.n or cell.line.mean) for cell in sheet.cells)
-    console.print(f"{Path(request.results_dir) / table.name}.md: {filled} of {len(sheet.cells)} cells filled, from {len(sheet.runs)} runs")
+    sheet = report(table, request, frames)
+    own = sheet.lines.drop_duplicates("cell")
+    filled = int((own["mean"].notna()).sum())
+    console.print(f"{Path(request.results_dir) / table.name}.md: {filled} of {len(own)} cells filled, from {len(sheet.runs)} runs")
     for note in sheet.notes:
         console.print(f"  {note}")
     if page:
-        from .html import html
-
         path = Path(request.results_dir) / f"{table.name}.html"
-        about = [f"{table.source} of: {table.citation}", *sheet.notes]
-        write(path, html(list(sheet.runs.values()), f"{table.name}: {table.title}", sheet.lines, about))
+        write(path, page_of(sheet))
         console.print(f"  {path}")
 
 

@@ -116,7 +116,7 @@ class Table:
 
 def names(folder: Path = EXPERIMENTS) -> list[str]:
     """All declared tables, as ``paper/table``; table10 after table9."""
-    found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml"))
+    found = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.yaml") if path.stem != "claims")
     return sorted(found, key=lambda name: re.sub(r"\d+", lambda number: number[0].zfill(9), name))
 
 

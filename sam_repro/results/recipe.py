@@ -10,8 +10,7 @@ from typing import Any
 from ..config import Config
 from ..schema import UserError, suggest
 from .declare import Cell, Table, Words
-from .lookup import Request, configuration
-from .values import Line, Shown
+from .select import Request, configuration
 
 IMAGES = {"imagenet": 1_281_167}  # to train on: what steps of warm-up are counted with
 BASES = {"adamw": "AdamW", "sgd": "SGD", "lamb": "LAMB"}
@@ -46,27 +45,28 @@ PARTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def recipe(table: Table, request: Request) -> list[Shown]:
-    """Every cell of a recipe; ours is what the presets set and the models consist of."""
-    return [Shown(cell, _line(cell, request)) for cell in table.cells]
+def recipe(table: Table, request: Request) -> list[dict[str, Any]]:
+    """A line for every cell of a recipe; ours is what the presets set and the models consist of."""
+    return [_line(number, cell, request) for number, cell in enumerate(table.cells)]
 
 
-def agrees(line: Line) -> bool | None:
+def agrees(ours: str | None, paper: str) -> bool | None:
     """Whether ours is what the paper prints, to its digits; None where one of them says nothing."""
-    if not line.paper or line.mean in (None, ""):
+    if not paper or not ours:
         return None
-    ours, theirs = (_plain(str(text)) for text in (line.mean, line.paper))
-    if isinstance(ours, float) and isinstance(theirs, float):
-        return ours == theirs or (line.paper.endswith("M") and round(ours) == theirs)
-    return ours == theirs
+    one, other = _plain(ours), _plain(paper)
+    return one == other or (isinstance(one, float) and paper.endswith("M") and round(one) == other)
 
 
-def _line(cell: Cell, request: Request) -> Line:
+def _line(number: int, cell: Cell, request: Request) -> dict[str, Any]:
     config = configuration(cell, "paper", request)
-    dataset, model, method = (config[part]["name"] for part in ("dataset", "model", "optimizer"))
     value = _value(cell, config)
     ours = None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    return Line(cell.row, cell.column, cell.metric, dataset, model, method, cell.paper.value, "", ours, None, 0, "", "", ())
+    return {
+        "row": cell.row, "column": cell.column, "metric": cell.metric,
+        **{part: config[part]["name"] for part in ("dataset", "model", "optimizer")},
+        "paper": cell.paper.value, "paper_std": "", "mean": ours, "n": 0, "scale": "", "device": "", "run_ids": "", "cell": number,
+    }  # fmt: skip
 
 
 def _value(cell: Cell, config: Config) -> Any:
