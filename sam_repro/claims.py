@@ -14,8 +14,8 @@ from pathlib import Path
 from .command import command
 from .config import DEVICE
 from .results.claims import report as render
-from .results.claims.declare import Claim, Claims, checks, load, load_all
-from .results.claims.evidence import Evidence, Verdict, cell_of, stored
+from .results.claims.declare import Claim, Claims, load, load_all, module
+from .results.claims.evidence import Evidence, cell_of, stored
 from .results.claims.judge import VERDICTS
 from .results.frames import Frames
 from .schema import UserError, options, read, suggest
@@ -62,7 +62,8 @@ def dispatch(arguments: list[str]) -> None:
         case [] | ["list"]:
             show_list([judged(one, request) for one in wanted])
         case ["show", name]:
-            show(*_find(wanted, name, request))
+            claim = _claim(wanted, name)
+            show(judged(next(one for one in wanted if claim in one.claims), request), claim)
         case ["run", *names] if names:
             run([_claim(wanted, name) for name in names], request, number_of_jobs(settings["jobs"]))
         case ["report"]:
@@ -80,14 +81,8 @@ def _request(settings: dict[str, str]) -> Request:
     if not re.fullmatch(DEVICE, settings["device"] or "auto"):
         raise UserError(f"device={settings['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
     overrides = (f"data_dir={settings['data_dir']}",) if settings["data_dir"] else ()
-    return Request(
-        overrides,
-        settings["scale"],
-        settings["device"],
-        settings["precision"],
-        runs_dir=settings["runs_dir"],
-        results_dir=settings["results_dir"],
-    )
+    scale, device, precision, runs_dir, results_dir = (settings[key] for key in ("scale", "device", "precision", "runs_dir", "results_dir"))
+    return Request(overrides, scale, device, precision, runs_dir=runs_dir, results_dir=results_dir)
 
 
 def judged(claims: Claims, request: Request) -> Evidence:
@@ -104,8 +99,9 @@ def show_list(papers: list[Evidence]) -> None:
         console.print(f"{one.claim.id}  {one.ours.verdict}{after}{scale}{effect}  {one.claim.says}", markup=False, highlight=False)
 
 
-def show(paper: Evidence, one: Verdict) -> None:
+def show(paper: Evidence, claim: Claim) -> None:
     """All that is known of a claim."""
+    one = next(one for one in paper.verdicts if one.claim == claim)
     after = f" ({one.holm} after Holm's correction over the paper's claims)" if one.holm != one.ours.verdict else ""
     lines = [f"{one.claim.id}  {one.claim.where}", one.claim.says, *filter(None, [one.claim.note]), f"{one.ours.verdict}{after}"]
     for found in one.found:
@@ -153,7 +149,7 @@ def compute(claim: Claim, names: list[str], request: Request) -> None:
     found = {}
     for name in names:
         console.print(f"{claim.id}: {name}", markup=False)
-        found[name] = [float(number) for number in checks(claim.paper)[name]()]
+        found[name] = [float(number) for number in module(claim.paper, "CHECKS")[name]()]
         if not found[name] or not all(map(math.isfinite, found[name])):
             raise UserError(f"The check {name!r} of {claim.id} gave {found[name]}: it is a list of numbers.")
     made = provenance()
@@ -188,12 +184,6 @@ def _claim(papers: list[Claims], name: str) -> Claim:
     if name not in known:
         raise UserError(f"There is no claim {name!r}.{suggest(name, known)}")
     return known[name]
-
-
-def _find(papers: list[Claims], name: str, request: Request) -> tuple[Evidence, Verdict]:
-    claim = _claim(papers, name)
-    paper = judged(next(one for one in papers if claim in one.claims), request)
-    return paper, next(one for one in paper.verdicts if one.claim == claim)
 
 
 if __name__ == "__main__":

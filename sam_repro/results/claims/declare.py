@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import yaml
 
 from ...config import check_overrides, keys_of
-from ...schema import UserError, options, read, suggest
+from ...schema import NOT_NEGATIVE, UserError, checked, options, parse, read, suggest
 from ...tables.declare import EXPERIMENTS, Substitute, Words, measures_of
 from ..frames import COLUMNS
+from .judge import Printed, Region, number
 
 EFFECTS = ("difference", "ratio", "value", "slope", "rank", "check")
-REGIONS = {"above": "X", "below": "X", "within": "X", "between": "X and Y", "exactly": "X"}
 PART = {"on", "of", "holds", "seeds", "any", "paper", "paper_n", "scales", "log", "over", "with", "measure", *EFFECTS}
 CLAIM = PART | {"where", "says", "note", "parts"}
 HEADER = {"citation", "seeds", "scales", "claims"}
@@ -28,41 +29,6 @@ WORDS = {
     "commit", "path", "run",
 }  # fmt: skip
 MEASURED = {"lambda_max": "sharpness samples=all", "step_cost": "cost"}  # columns that a command of python -m sam_repro.measure fills
-
-Metric = Callable[[Any], Any]  # of the frames, a Series by run id
-Printed = tuple[float, float | None]  # a mean that the paper prints, and its ±
-
-
-@dataclass(frozen=True)
-class Region:
-    """The numbers for which the sentence holds."""
-
-    text: str
-    low: float
-    high: float
-    closed: bool = False  # whether the bounds are inside
-
-    @classmethod
-    def read(cls, text: str, ratio: bool) -> Region:
-        """``above X``, ``below X``, ``within X``, ``between X and Y`` or ``exactly X``; of a ratio ``within X`` is 1/(1+X) to 1+X."""
-        kind, *numbers = text.replace(" and ", " ").split() or [""]
-        if kind not in REGIONS:
-            raise UserError(f"holds: {text!r} begins with none of {', '.join(REGIONS)}.{suggest(kind, REGIONS)}")
-        values = [_number("holds", number) for number in numbers]
-        if len(values) != (2 if kind == "between" else 1) or values != sorted(values):
-            raise UserError(f"holds: {text!r} is not as '{kind} {REGIONS[kind]}'.")
-        low, high = values[0], values[-1]
-        if kind == "within":
-            low, high = (1 / (1 + high), 1 + high) if ratio else (-high, high)
-        if (low if ratio else high) <= 0 and (ratio or kind == "within"):
-            raise UserError(f"holds: {text!r}: a ratio and a margin are above 0.")
-        low, high = {"above": (low, math.inf), "below": (0.0 if ratio else -math.inf, high)}.get(kind, (low, high))
-        return cls(text, low, high, kind in ("between", "exactly"))
-
-    def has(self, number: float) -> bool:
-        """Whether the sentence holds for this number, known exactly."""
-        at_bound = any(math.isclose(number, bound, rel_tol=1e-9, abs_tol=1e-12) for bound in (self.low, self.high))
-        return self.closed if at_bound else self.low < number < self.high
 
 
 @dataclass(frozen=True)
@@ -87,9 +53,9 @@ class Part:
     @property
     def label(self) -> str:
         """What is compared, in a few words."""
-        runs = ", ".join(run.replace("optimizer=", "") for run in self.runs)
+        metric = " with ".join(filter(None, [self.of, self.rank_with]))
         return (
-            f"check {self.check}" if self.check else f"{self.effect} of {self.of}{f' with {self.rank_with}' * bool(self.rank_with)}: {runs}"
+            f"{self.effect} {self.check}" if self.check else f"{self.effect} of {metric}: {', '.join(self.runs).replace('optimizer=', '')}"
         )
 
     @property
@@ -135,22 +101,27 @@ class _Loader(yaml.BaseLoader):
 
 def load(path: Path, paper: str = "") -> Claims:
     """The claims of a file; UserError that names the file, and the claim, where something does not fit."""
-    paper = paper or path.stem
-    try:
+    with _saying(str(path)):
         content = yaml.load(path.read_text(), Loader=_Loader) or {}
         _known(content, HEADER)
+        paper = paper or path.stem
         found = tuple(_claim(paper, name, node, content) for name, node in content["claims"].items())
+        return Claims(paper, content.get("citation", ""), found)
+
+
+@contextmanager
+def _saying(place: str) -> Iterator[None]:
+    """Errors begin with where they are."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+        raise UserError(f"{place} cannot be read: {error.strerror}.") from error
     except KeyError as error:
-        raise UserError(f"{path}: {error.args[0]!r} is missing.") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{place}: {error.args[0]!r} is missing.") from error
+    except (UserError, yaml.YAMLError) as error:
+        raise UserError(f"{place}: {' '.join(str(error).split())}") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: a word, a list or a mapping stands where another of them belongs ({error}).") from error
-    return Claims(paper, content.get("citation", ""), found)
+        raise UserError(f"{place}: a word, a list or a mapping stands where another of them belongs ({error}).") from error
 
 
 def load_all() -> list[Claims]:
@@ -159,25 +130,17 @@ def load_all() -> list[Claims]:
 
 
 def _claim(paper: str, name: str, node: dict[str, Any], header: dict[str, Any]) -> Claim:
-    try:
+    with _saying(f"claim {name!r}"):
         _known(node, CLAIM)
         for key in ("says", "where", "note"):
             if not isinstance(node.get(key, ""), str):
                 raise UserError(f"{key} is a sentence, not {node[key]!r}.")
-        if not node["says"]:
-            raise UserError("says is empty.")
-        shared = {key: value for key, value in ({**header, **node}).items() if key in PART}
-        parts = []
-        for part in node.get("parts", [{}]):
+        shared = {key: value for key, value in {**header, **node}.items() if key in PART}
+        parts = [{**shared, **dict(part)} for part in _list("parts", node.get("parts", [{}]))]
+        for part in parts:
             _known(part, PART)
-            parts.append(_part(paper, {**shared, **part}))
-        if not parts:
-            raise UserError("parts is empty.")
-        return Claim(paper, name, node.get("where", ""), node["says"], node.get("note", ""), _flag(node, "any"), tuple(parts))
-    except KeyError as error:
-        raise UserError(f"claim {name!r}: {error.args[0]!r} is missing.") from error
-    except (UserError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"claim {name!r}: {error}") from error
+        found = tuple(_part(paper, part) for part in parts)
+        return Claim(paper, name, node.get("where", ""), node["says"], node.get("note", ""), _flag(node, "any"), found)
 
 
 def _part(paper: str, node: dict[str, Any]) -> Part:
@@ -189,7 +152,7 @@ def _part(paper: str, node: dict[str, Any]) -> Part:
         if key in node and effect != owner:
             raise UserError(f"{key}: belongs to a {owner}, and this is a {effect}.")
     if effect == "check":
-        _one_of("check", node["check"], checks(paper))
+        _one_of("check", node["check"], module(paper, "CHECKS"))
         return Part(effect, region, check=node["check"])
     runs, on = _runs(effect, node[effect]), tuple(_list("on", node["on"]))
     for benchmark in on:
@@ -201,8 +164,8 @@ def _part(paper: str, node: dict[str, Any]) -> Part:
             raise UserError(f"{min(wrong)}= in {words!r}: 'on' names the experiment, 'seeds' says how many, the command line the rest.")
     of = [node["of"], *([node["with"]] if effect == "rank" else [])]
     for metric in of:
-        _one_of("of", metric, {*_columns(), *metrics(paper)})
-    needs = MEASURED | _module(paper, "MEASURES")
+        _one_of("of", metric, {*_columns(), *module(paper, "METRICS")})
+    needs = MEASURED | module(paper, "MEASURES")
     measures = measures_of([{"measure": list(dict.fromkeys(needs[metric] for metric in of if metric in needs))}, node])
     printed = {benchmark: _printed(values, len(runs)) for benchmark, values in node.get("paper", {}).items()}
     for benchmark in printed:
@@ -226,41 +189,29 @@ def _runs(effect: str, given: Any) -> tuple[str, ...]:
 
 
 def _over(node: dict[str, Any], runs: int) -> tuple[float, ...]:
-    over = [_number("over", x) for x in _list("over", node["over"])]
+    over = [number("over", x) for x in _list("over", node["over"])]
     if len(over) != runs or len({*over}) == 1 or (_flag(node, "log") and min(over) <= 0):
         raise UserError(f"over: {node['over']!r} is not a number for each of {runs} runs, which differ, with log: true above 0.")
     return tuple(map(math.log2, over)) if _flag(node, "log") else tuple(over)
 
 
 def _substitutes(node: dict[str, Any]) -> dict[str, Substitute]:
-    found = {}
     for scale, given in node.items():
         _one_of("scales", scale, options("scale"))
         _known(given, {"run", "note"})
-        found[scale] = Substitute(tuple(given["run"].split()), given["note"])
-    return found
+    return {scale: Substitute(tuple(given["run"].split()), given["note"]) for scale, given in node.items()}
 
 
 def _printed(values: Any, runs: int) -> tuple[Printed | None, ...]:
     if len(_list("paper", values)) != runs:
         raise UserError(f"paper: {len(values)} printed values for {runs} runs.")
     parts = [text.partition("±")[::2] for text in values]
-    return tuple(None if mean == "~" else (_number("paper", mean), _number("paper", std) if std else None) for mean, std in parts)
-
-
-def metrics(paper: str) -> dict[str, Metric]:
-    """The metrics of a paper's own module."""
-    return _module(paper, "METRICS")
-
-
-def checks(paper: str) -> dict[str, Callable[[], list[float]]]:
-    """The checks of a paper's own module."""
-    return _module(paper, "CHECKS")
+    return tuple(None if mean == "~" else (number("paper", mean), number("paper", std) if std else None) for mean, std in parts)
 
 
 @cache
-def _module(paper: str, name: str) -> dict[str, Any]:
-    """A dict of ``sam_repro/results/claims/<paper>.py``; a user's own file has no such module."""
+def module(paper: str, name: str) -> dict[str, Any]:
+    """``METRICS``, ``CHECKS`` or ``MEASURES`` of ``sam_repro/results/claims/<paper>.py``; a user's own file has no such module."""
     place = f"{__package__}.{paper}"
     known = (EXPERIMENTS / paper / "claims.yaml").exists() and importlib.util.find_spec(place)
     return dict(getattr(importlib.import_module(place), name, {})) if known else {}
@@ -291,23 +242,9 @@ def _list(key: str, value: Any) -> list[Any]:
     return value
 
 
-def _number(key: str, text: str) -> float:
-    try:
-        number = float(text)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{key}: {text!r} is no number.")
-    return number
-
-
 def _count(node: dict[str, Any], key: str) -> int:
-    if not str(node[key]).isdecimal() or int(node[key]) < 1:
-        raise UserError(f"{key} is a whole number from 1, not {node[key]!r}.")
-    return int(node[key])
+    return int(checked(key, parse(node[key]), 1, (), (1, math.inf)))
 
 
 def _flag(node: dict[str, Any], key: str) -> bool:
-    if node.get(key, "false") not in ("true", "false"):
-        raise UserError(f"{key} is true or false, not {node[key]!r}.")
-    return node.get(key) == "true"
+    return bool(checked(key, parse(node.get(key, "false")), False, (), NOT_NEGATIVE))

@@ -23,7 +23,7 @@ from ...tables.lookup import DEVICES, SCALES, Request, Setting, configuration, h
 from ...train.store import OVER
 from ..frames import Frames
 from . import judge
-from .declare import Claim, Claims, Part, metrics
+from .declare import Claim, Claims, Part, module
 from .judge import NOT_RUN, UNDECIDED, Estimate, Ruling
 
 SCORES = {"score_last", "score_best", "f1"}  # of a finite test set: that seeds agree may be chance
@@ -175,11 +175,11 @@ class Evidence:
     def _others(self, part: Part, benchmark: str, values: judge.Values) -> judge.Values:
         """The metric of the other methods that the paper's claims run in the benchmark: they share the residual variance."""
         setting, found = self.settings[benchmark], {}
-        own = {tuple(self._sides[_key(part, benchmark, run)][setting].values()) for run in values}
+        seen = {one for run in values for one in self._sides[_key(part, benchmark, run)][setting].values()}
         for key, settings in self._sides.items():
             ids = settings.get(setting, {})
-            if key[0] == benchmark and tuple(ids.values()) not in own:
-                own.add(tuple(ids.values()))
+            if key[0] == benchmark and not seen & {*ids.values()}:  # else it is one of them in other words
+                seen |= {*ids.values()}
                 found[str(key)] = self._values(part, part.of, {seed: one for seed, one in ids.items() if seed < part.seeds})
         return {key: of for key, of in found.items() if of}
 
@@ -188,7 +188,7 @@ class Evidence:
         if not ids or not metric:
             return {}
         if metric not in self._metrics:
-            own = metrics(self.claims.paper).get(metric)
+            own = module(self.claims.paper, "METRICS").get(metric)
             column = own(self.frames) if own else self.frames.runs.get(metric, pd.Series(dtype=float))
             self._metrics[metric] = pd.to_numeric(column[self.frames.runs.state.reindex(column.index) == "done"]).astype(float)
         found = {seed: float(self._metrics[metric].get(one, math.nan)) for seed, one in sorted(ids.items())}

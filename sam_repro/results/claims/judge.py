@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from .declare import Printed, Region
+from ...schema import UserError, suggest
 
 LEVEL = 0.025  # on each side
 POWER = 0.8
@@ -24,6 +24,40 @@ SUPPORTED, CONTRADICTED, UNDECIDED, NOT_RUN = VERDICTS = ("supported", "contradi
 
 Values = Mapping[str, Mapping[int, float]]  # by method and seed
 Array = NDArray[np.float64]
+Printed = tuple[float, float | None]  # a mean that a paper prints, and its ±
+REGIONS = {"above": "X", "below": "X", "within": "X", "between": "X and Y", "exactly": "X"}
+
+
+@dataclass(frozen=True)
+class Region:
+    """The numbers for which the sentence holds."""
+
+    text: str
+    low: float
+    high: float
+    closed: bool = False  # whether the bounds are inside
+
+    @classmethod
+    def read(cls, text: str, ratio: bool) -> Region:
+        """``above X``, ``below X``, ``within X``, ``between X and Y`` or ``exactly X``; of a ratio ``within X`` is 1/(1+X) to 1+X."""
+        kind, *numbers = text.replace(" and ", " ").split() or [""]
+        if kind not in REGIONS:
+            raise UserError(f"holds: {text!r} begins with none of {', '.join(REGIONS)}.{suggest(kind, REGIONS)}")
+        values = [number("holds", one) for one in numbers]
+        if len(values) != (2 if kind == "between" else 1) or values != sorted(values):
+            raise UserError(f"holds: {text!r} is not as '{kind} {REGIONS[kind]}'.")
+        low, high = values[0], values[-1]
+        if kind == "within":
+            low, high = (1 / (1 + high), 1 + high) if ratio else (-high, high)
+        if (low if ratio else high) <= 0 and (ratio or kind == "within"):
+            raise UserError(f"holds: {text!r}: a ratio and a margin are above 0.")
+        low, high = {"above": (low, math.inf), "below": (0.0 if ratio else -math.inf, high)}.get(kind, (low, high))
+        return cls(text, low, high, kind in ("between", "exactly"))
+
+    def has(self, number: float) -> bool:
+        """Whether the sentence holds for this number, known exactly."""
+        at_bound = any(math.isclose(number, bound, rel_tol=1e-9, abs_tol=1e-12) for bound in (self.low, self.high))
+        return self.closed if at_bound else self.low < number < self.high
 
 
 @dataclass(frozen=True)
@@ -55,8 +89,8 @@ class Ruling:
 def contrast(values: Values, weights: Mapping[str, float], counted: bool = True, over: Mapping[str, float] | None = None) -> Estimate:
     """The weighted sum of methods' means, by least squares of ``y ~ method + seed``, all methods giving the residual variance.
 
-    With ``over`` it is the slope of ``y ~ over + seed``. Seeds are blocks where at least two methods share them. What is ``counted`` is exact
-    where it does not deviate, and such methods give no residual variance; a score can be the same by chance, as its test set is finite.
+    With ``over`` it is the slope of ``y ~ over + seed``. Seeds are blocks where at least two methods share them. What is ``counted`` is
+    exact where it does not deviate, and such methods give no residual variance; a score can be the same by chance: its test set is finite.
     """
     constant = {method for method, cells in values.items() if counted and len(cells) > 1 and len({*cells.values()}) == 1}
     n = min(len(values[method]) for method in weights)
@@ -193,7 +227,7 @@ def combine(rulings: Sequence[Ruling], any_: bool) -> tuple[Ruling, int]:
 
 def holm(rulings: Sequence[Ruling]) -> list[str]:
     """The verdicts after Holm's correction over all that were judged."""
-    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.multitest import multipletests  # two seconds to import
 
     judged = [index for index, one in enumerate(rulings) if one.verdict != NOT_RUN]
     verdicts = [one.verdict for one in rulings]
@@ -202,3 +236,14 @@ def holm(rulings: Sequence[Ruling]) -> list[str]:
         for index, p in zip(judged, adjusted, strict=True):
             verdicts[index] = verdicts[index] if p <= LEVEL else UNDECIDED
     return verdicts
+
+
+def number(key: str, text: str) -> float:
+    """What stands at ``key``; UserError where it is no number."""
+    try:
+        number = float(text)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{key}: {text!r} is no number.")
+    return number

@@ -21,12 +21,12 @@ NOT_STATED = "not stated"
 PARTS = {0.5: "half", 0.25: "a quarter", 0.2: "a fifth", 0.1: "a tenth", 0.05: "a twentieth", 0.01: "a hundredth"}
 HOW = """A claim is one number, the effect, and the region in which the paper's sentence holds. **Supported**: the effect's 95 % interval
 lies inside the region; **contradicted**: wholly outside; **undecided**: neither, or a seed that the claim declares is missing or diverged;
-**not run**: there are no runs of one of its sides. Methods are paired by seed, and all methods of the paper's claims in a benchmark give the
-residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the claim; its line has the numbers of
-the one that decides, the lines below have each. *Holm*: the verdict after Holm's correction over all judged claims of the paper. *n needed*:
-seeds a method with which the interval decides, four times of five, at the effect and the deviation seen. The paper's own numbers are judged
-by the same rule, its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale. Computed from runs by
-`python -m sam_repro.claims report`; docs/claims.md says more."""
+**not run**: there are no runs of one of its sides. Methods are paired by seed, and all methods of the paper's claims in a benchmark give
+the residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the claim; its line has the
+numbers of the one that decides, the lines below have each. *Holm*: the verdict after Holm's correction over all judged claims of the
+paper. *n needed*: seeds a method with which the interval decides, four times of five, at the effect and the deviation seen. The paper's
+own numbers are judged by the same rule, its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale.
+Computed from runs by `python -m sam_repro.claims report`; docs/claims.md says more."""
 
 
 def as_csv(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
