@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from sam_repro.config import compose
@@ -203,8 +204,6 @@ def test_theorem_1_holds_for_its_steps_and_not_for_any():
 
 
 def test_a_problems_gradients_are_as_smooth_as_it_says():
-    import torch
-
     torch.manual_seed(1)
     net = checks.Problem()
     waves = net.waves
