@@ -16,7 +16,7 @@ from .kdd24_checks import CHECKS
 if TYPE_CHECKING:
     from ..frames import Frames
 
-__all__ = ["CHECKS", "METRICS"]
+__all__ = ["CHECKS", "MEASURES", "METRICS"]
 
 FEW = 4  # "a few layers" (section 3.4): the k of Table 1 on CIFAR-10 and CIFAR-100
 SETTLED = 5  # epochs of a learning-rate phase that pass before its norms are those of the phase
@@ -178,3 +178,4 @@ METRICS: dict[str, Callable[[Frames], pd.Series]] = {
         landscape_spread, norm_and_rise,
     )
 }  # fmt: skip
+MEASURES = {"speed": "cost steps=24"}  # as for the tables: whole intervals 2, 3 and 4 of LookSAM
