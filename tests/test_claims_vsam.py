@@ -12,7 +12,8 @@ from sam_repro.results.claims import vsam_checks
 from sam_repro.results.claims.vsam import CHECKS, METRICS
 from sam_repro.tables.declare import EXPERIMENTS, Printed, load
 
-CLAIMS = yaml.load(Path(EXPERIMENTS, "vsam/claims.yaml").read_text(), Loader=yaml.BaseLoader)["claims"]
+FILE = yaml.load(Path(EXPERIMENTS, "vsam/claims.yaml").read_text(), Loader=yaml.BaseLoader)
+CLAIMS = FILE["claims"]
 PARTS = [(name, {**claim, **part}) for name, claim in CLAIMS.items() for part in claim.get("parts", [{}])]
 EFFECTS = ("difference", "ratio", "value", "slope", "rank", "check")
 
@@ -65,10 +66,19 @@ def test_every_metric_and_check_is_somebodys():
 
 
 @pytest.mark.long
-def test_every_run_can_be_configured():
-    for experiment, words in sorted({(on, words) for _, part in PARTS for on in part.get("on", ()) for words in words_of(part)}):
-        config = compose((f"experiment={experiment}", *words.split()))
+@pytest.mark.parametrize("scale", ["paper", "small"])
+def test_every_run_can_be_configured(scale):
+    for experiment, words, stand_in in sorted(set(runs_at(scale))):
+        config = compose((f"experiment={experiment}", f"scale={scale}", *words.split(), *stand_in.split()))
         assert config["optimizer"]["name"] == words.split()[0].partition("=")[2]
+        assert (config["model"]["name"] == "resnet20") == bool(stand_in)
+
+
+def runs_at(scale):
+    for _, part in PARTS:
+        stand_ins = part.get("scales", FILE["scales"])
+        for on in part.get("on", ()):
+            yield from ((on, words, stand_ins[scale]["run"] if scale in stand_ins else "") for words in words_of(part))
 
 
 def test_the_papers_numbers_are_those_of_its_tables():

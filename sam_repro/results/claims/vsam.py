@@ -65,15 +65,15 @@ def early_variation(frames: Frames) -> pd.Series:
 
 def course_alike(frames: Frames) -> pd.Series:
     """Spearman's correlation, over epochs, of the norms of PSF and of the plain gradient with those of ResNet-18's run: the lower one."""
-    curves = _recorded(frames, "psf_norm").groupby(["run", "epoch"])[["psf_norm", "plain_norm"]].mean()
-    runs = frames.runs.loc[curves.index.unique("run")]
+    recorded = _recorded(frames, "psf_norm")
+    curves = [recorded.pivot_table(index="epoch", columns="run", values=norm) for norm in ("psf_norm", "plain_norm")]
+    runs = frames.runs.loc[curves[0].columns]
 
     def alike(own: pd.Series) -> float:
         others = _beside(runs[(runs.optimizer == own.optimizer) & (runs.model == "resnet18")], own).drop(own.name, errors="ignore")
         if others.empty:
             return np.nan
-        a, b = curves.loc[str(own.name)].align(curves.loc[others.index[0]], join="inner", axis=0)
-        return float(min(spearmanr(a[norm], b[norm]).statistic for norm in curves))
+        return float(min(spearmanr(curve[[own.name, others.index[0]]].dropna()).statistic for curve in curves))
 
     return pd.Series({run: alike(own) for run, own in runs.iterrows()}, dtype=float)
 
@@ -127,11 +127,9 @@ def faster_and_more_accurate(frames: Frames) -> pd.Series:
 def _recorded(frames: Frames, number: str) -> pd.DataFrame:
     """The steps at which a run recorded this number, in order."""
     steps = frames.steps
-    return (
-        steps.dropna(subset=[number]).sort_values(["run", "step"])
-        if number in steps
-        else pd.DataFrame(columns=["run", "epoch", "psf_norm", "plain_norm"])
-    )
+    if number not in steps:
+        return pd.DataFrame(columns=["run", "epoch", "psf_norm", "plain_norm"])
+    return steps.dropna(subset=[number]).sort_values(["run", "step"])
 
 
 def _of_runs(steps: pd.DataFrame, of: Callable[[pd.DataFrame], float]) -> pd.Series:
