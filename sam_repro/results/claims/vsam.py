@@ -14,7 +14,7 @@ from .vsam_checks import CHECKS
 if TYPE_CHECKING:
     from ..frames import Frames
 
-__all__ = ["CHECKS", "METRICS"]
+__all__ = ["CHECKS", "MEASURES", "METRICS"]
 
 FIRST = 5  # "the first few epochs" (section 4.1), as in the presets' start
 SOON_AFTER = 50  # epochs: with the later ones comes the vanishing loss of the end
@@ -152,3 +152,10 @@ METRICS: dict[str, Callable[[Frames], pd.Series]] = {
         *(rate_jumps, faster_and_more_accurate),
     )
 }  # fmt: skip
+
+COST = "cost steps=50"  # a whole interval of vSAM, N, as for its tables
+MEASURES = {
+    "speed": COST,
+    "faster_and_more_accurate": COST,
+    "sam_sharpness": "sharpness samples=all",
+}  # what a metric has to be measured by
