@@ -13,19 +13,18 @@ from pathlib import Path
 
 from .command import command
 from .config import DEVICE
+from .console import console
+from .provenance import now, provenance
 from .results.claims import report as render
 from .results.claims.declare import Claim, Claims, load, load_all, module
 from .results.claims.evidence import Evidence, cell_of, stored
 from .results.claims.judge import VERDICTS
-from .results.frames import Frames
+from .results.declare import Table
+from .results.measurements import measure, missing
+from .results.select import Request
+from .results.work import Work, number_of_jobs, places, tasks
 from .schema import UserError, options, read, suggest
-from .tables.declare import Table
-from .tables.lookup import Request, Shelf
-from .tables.measurements import measure, missing
-from .tables.work import Work, number_of_jobs, places, tasks
-from .tracking.console import console
-from .train.provenance import now, provenance
-from .train.store import OVER, write
+from .store import OVER, write
 
 USAGE = """python -m sam_repro.claims [PAPER] [list]     every claim with its verdict
     show ID      one claim: its parts, the runs that decide it, what is missing
@@ -87,7 +86,7 @@ def _request(settings: dict[str, str]) -> Request:
 
 def judged(claims: Claims, request: Request) -> Evidence:
     """The claims of a paper beside the runs that there are."""
-    return Evidence(claims, request, Frames(request.runs_dir, Path(request.results_dir) / "runs"))
+    return Evidence(claims, request, request.frames)
 
 
 def show_list(papers: list[Evidence]) -> None:
@@ -123,7 +122,7 @@ def run(claims: list[Claim], request: Request, jobs: int) -> None:
     for claim in claims:
         if names := [part.check for part in claim.parts if part.check]:
             compute(claim, names, request)
-    everything = tasks([table for claim in claims for table in tables(claim)], request, Shelf(request.runs_dir, request.results_dir))
+    everything = tasks([table for claim in claims for table in tables(claim)], request, request.frames)
     todo = [task for task in everything if task.run.state not in (*OVER, "running")]
     if everything:
         console.print(f"{sum(task.run.state == 'done' for task in everything)} of {len(everything)} runs are done, {len(todo)} to do.")
@@ -164,7 +163,7 @@ def compute(claim: Claim, names: list[str], request: Request) -> None:
 
 def report(declared: list[Claims], request: Request, path: Path) -> None:
     """Write the page and the table, and keep the runs that they show beside them."""
-    from .tables.report import archive
+    from .results.archive import archive
 
     papers = [judged(one, request) for one in declared]
     rendered = [(one.claims, one.verdicts) for one in papers]

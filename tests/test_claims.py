@@ -20,9 +20,9 @@ from sam_repro.results.claims import declare, evidence, judge
 from sam_repro.results.claims.declare import load
 from sam_repro.results.claims.judge import Estimate, Region, Ruling, combine, contrast, holm, mean, printed, rule, taus
 from sam_repro.results.claims.report import COLUMNS, in_words
+from sam_repro.results.select import Request
 from sam_repro.schema import Diverged, UserError
-from sam_repro.tables.lookup import Request
-from sam_repro.train.store import Run
+from sam_repro.store import Run
 
 DIFFERENCE = {"a": 1.0, "b": -1.0}
 

@@ -13,7 +13,7 @@ import yaml
 from sam_repro.config import compose
 from sam_repro.results.claims import kdd24_checks as checks
 from sam_repro.results.claims.kdd24 import CHECKS, METRICS
-from sam_repro.tables.declare import EXPERIMENTS, Printed, load
+from sam_repro.results.declare import EXPERIMENTS, Printed, load
 
 CLAIMS = yaml.load(Path(EXPERIMENTS, "kdd24/claims.yaml").read_text(), Loader=yaml.BaseLoader)["claims"]
 PARTS = [(name, {**claim, **part}) for name, claim in CLAIMS.items() for part in claim.get("parts", [{}])]

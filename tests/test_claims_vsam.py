@@ -10,7 +10,7 @@ import yaml
 from sam_repro.config import compose, keys_of
 from sam_repro.results.claims import vsam_checks
 from sam_repro.results.claims.vsam import CHECKS, METRICS
-from sam_repro.tables.declare import EXPERIMENTS, Printed, load
+from sam_repro.results.declare import EXPERIMENTS, Printed, load
 
 FILE = yaml.load(Path(EXPERIMENTS, "vsam/claims.yaml").read_text(), Loader=yaml.BaseLoader)
 CLAIMS = FILE["claims"]

@@ -16,7 +16,7 @@ import yaml
 
 from ...config import check_overrides, keys_of
 from ...schema import NOT_NEGATIVE, UserError, checked, options, parse, read, suggest
-from ...tables.declare import EXPERIMENTS, Substitute, Words, measures_of
+from ..declare import EXPERIMENTS, Substitute, Words, measures_of
 from ..frames import COLUMNS
 from .judge import Printed, Region, number
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import pandas as pd
 
 from ...schema import UserError
-from ...tables.declare import Cell, Printed, distinct
-from ...tables.lookup import DEVICES, SCALES, Request, Setting, configuration, has_precision, precisions, run_id
-from ...train.store import OVER
+from ...store import OVER
+from ..declare import Cell, Printed, distinct
 from ..frames import Frames
+from ..select import DEVICES, SCALES, Request, Setting, configuration, has_precision, precisions, run_id
 from . import judge
 from .declare import Claim, Claims, Part, module
 from .judge import NOT_RUN, UNDECIDED, Estimate, Ruling
@@ -229,7 +229,6 @@ class Evidence:
     def _runs(self, cell: Cell, seeds: int) -> Iterator[tuple[Setting, Ids]]:
         runs = self.frames.runs
         over = runs[runs.state.isin(OVER)]
-        there = {*zip(over["scale"], over["device"], over["precision"], strict=True)}
         named = {word.partition("=")[2] for word in cell.words if word.startswith("optimizer=")}
         for scale in [self.request.scale] if self.request.scale else SCALES:
             if not named <= {*over.optimizer[over["scale"] == scale]}:  # composing a configuration takes a tenth of a second
@@ -238,7 +237,7 @@ class Evidence:
             own = has_precision(cell, scale) or any(word.startswith("precision=") for word in cell.words)
             for device in [self.request.device.partition(":")[0]] if self.request.device not in ("", "auto") else DEVICES:
                 for precision in [self.request.precision] if self.request.precision else precisions():
-                    if (scale, device, config["precision"] if own else precision) in there:
+                    if (scale, device, config["precision"] if own else precision) in self.frames.settings:
                         ids = {seed: run_id(config, seed, device, "" if own else precision) for seed in range(seeds)}
                         if found := {seed: one for seed, one in ids.items() if one in over.index}:
                             yield Setting(scale, device, precision), found
