@@ -306,11 +306,11 @@ def all_runs(runs_dir: str | Path) -> list[Run]:
     return sorted((Run(runs_dir, folder.name) for folder in folders), key=_started)
 
 
-def _started(run: Run) -> str:
+def _started(run: Run) -> tuple[str, str]:
     try:
-        return str(run.status.get("started", ""))
+        return str(run.status.get("started", "")), run.id
     except UserError:
-        return ""
+        return "", run.id
 
 
 def find(runs_dir: str | Path, prefix: str) -> Run:

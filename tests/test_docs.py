@@ -62,3 +62,16 @@ def test_lightning(tmp_path):
     pytest.importorskip("lightning", reason="lightning is not installed")
     module = example("lightning_module").main(str(tmp_path))
     assert module.gradient.step == 12
+
+
+@pytest.mark.long
+def test_the_notebook_runs():
+    """As a reader opens it: in its folder, on the runs that the repository keeps."""
+    nbformat, nbclient = (pytest.importorskip(name, reason=f"{name} is not installed") for name in ("nbformat", "nbclient"))
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)  # kept without: what they show is made anew
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert len(shown) == 4
+    assert "text/html" in shown[0]["data"]
+    assert "vega" in shown[-1]["data"]["text/html"]

@@ -30,8 +30,15 @@ from .sheet import Sheet
 CURVES = {"score": "Score, %", "train_loss": "Training loss", "rate": "Steps with an ascent, %", "grad_norm": "Gradient norm"}
 
 
-def page(frames: Frames, ids: Sequence[str], title: str, sheet: Sheet | None = None, notes: Iterable[str] = ()) -> str:
-    """The report on runs; of a declared table its lines and its figure, with ``notes`` above them."""
+def page(
+    frames: Frames,
+    ids: Sequence[str],
+    title: str,
+    sheet: Sheet | None = None,
+    notes: Iterable[str] = (),
+    claims: pd.DataFrame | None = None,
+) -> str:
+    """The report on runs; of a declared table its lines and its figure, with ``notes`` above them and the paper's judged claims below."""
     known = benchmarks(frames, ids)
     runs = frames.runs.loc[list(ids)]
     charts: dict[str, Any] = {}
@@ -47,7 +54,8 @@ def page(frames: Frames, ids: Sequence[str], title: str, sheet: Sheet | None = N
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     return environment.get_template("page.html").render(
-        title=title, notes=list(notes), facts=_facts(runs, known), known=known, charts=specifications,
+        title=title, notes=list(notes),
+        claims=[] if claims is None else claims.to_dict("records"), facts=_facts(runs, known), known=known, charts=specifications,
         reduced="; ".join(dict.fromkeys(one.scale for one in known if one.scale != "paper")),
         declared=[_declared(line, set(sheet.of(line.cell).metric)) for line in sheet.lines.itertuples()] if sheet is not None else [],
         runs=[_article(frames, run) for run in ids],

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..schema import UserError, options, read
 from ..store import write
+from .claims.judge import VERDICTS
 from .declare import EXPERIMENTS, Table, names, select
 from .render import diverged, markdown, ours, papers, read_csv
 
@@ -60,7 +61,24 @@ def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
         factors = read(f"scale/{scale}")
         head += f" Scale {scale} is epochs x {factors['epochs']:g} and data x {factors['data']:g}, where nothing else is said:"
         head += " such a number and the paper's do not compare."
-    return f"{head}\n\n" + "\n".join(_table(table, results, os.path.relpath(results, base)) for table, _ in filled)
+    return f"{head}\n\n{_claims(results, os.path.relpath(results, base))}" + "\n".join(
+        _table(table, results, os.path.relpath(results, base)) for table, _ in filled
+    )
+
+
+def _claims(results: Path, where: str) -> str:
+    """How many claims of each paper are supported, contradicted, undecided and not run; nothing where none was judged."""
+    path = results / "claims.csv"
+    if not path.exists():
+        return ""
+    claims = pd.read_csv(path, dtype=str, keep_default_na=False)
+    counts = pd.crosstab(claims.paper, claims.verdict).reindex(columns=list(VERDICTS), fill_value=0)
+    reduced = {scale for scale in claims.scale if scale not in ("", "paper")}
+    said = f" of runs at scale {' and '.join(sorted(reduced))}" if reduced else ""
+    return (
+        f"**[Claims]({where}/claims.md)** of the papers, each judged by the 95 % interval{said}, never typed "
+        f"(docs/claims.md):\n\n{markdown(counts.astype(str))}\n\n"
+    )
 
 
 def _lines(table: Table, results: Path) -> pd.DataFrame:

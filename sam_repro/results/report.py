@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..schema import UserError
 from ..store import write
 from .archive import archive
@@ -53,4 +55,7 @@ def page_of(filled: Sheet) -> str:
 
     table = filled.table
     notes = [f"{table.source} of: {table.citation}", *filled.notes]
-    return page(filled.frames, filled.runs, f"{table.name}: {table.title}", filled, notes)
+    path = Path(filled.request.results_dir) / "claims.csv"
+    claims = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=["paper", "verdict"])
+    judged = claims[(claims.paper == table.name.partition("/")[0]) & (claims.verdict != "not run")]
+    return page(filled.frames, filled.runs, f"{table.name}: {table.title}", filled, notes, judged)
