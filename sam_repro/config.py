@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from .loggers import check
 from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, flat, kind, options, read, reference, suggest, typed
-from .tracking import check
 
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))

@@ -1,5 +1,7 @@
 """The wheel: that it holds all it needs, and works where no checkout is."""
 
+import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -63,3 +65,19 @@ def test_the_library_needs_no_hydra_and_no_trainer():
     loaded = "import sys, sam_repro.optim, sam_repro.models; print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not {"hydra", "omegaconf", "rich", "sklearn", "timm", "torchvision", "sam_repro.train"} & set(answer.stdout.split())
+
+
+def test_imports_point_one_way():
+    """Between the rooms of the house, and the files beside them, there is no circle: none knows what is built on it."""
+    house, arrows = ROOT / "sam_repro", {}
+    for path in house.rglob("*.py"):
+        inside = ["sam_repro", *path.relative_to(house).parts[:-1]]
+        room = path.relative_to(house).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                name = [*inside[: len(inside) - node.level + 1], *(node.module or "").split(".")]
+                targets = [name[1]] if name[1:] and name[1] else [alias.name for alias in node.names]
+                arrows.setdefault(room, set()).update({*targets} - {room})
+    assert {"optim", "train", "results"} <= arrows.keys()
+    assert arrows["optim"] == {"chain", "schema"}
+    graphlib.TopologicalSorter(arrows).prepare()  # CycleError names a circle

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from ..command import command
+from ..loggers import check
 from ..schema import UserError, suggest
 from ..store import all_runs, find
-from . import check
 
 USAGE = (
     "python -m sam_repro.tracking sync [ID ...] [runs_dir=runs]   send what was recorded offline to W&B\n"
