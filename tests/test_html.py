@@ -157,6 +157,14 @@ def test_the_charts_draw_what_the_runs_recorded(store):
         assert (cell["grad_norm"], cell["perturbations"]) == pytest.approx((row["grad_norm"], row["perturbations"]), rel=1e-4)
 
 
+def test_every_chart_can_be_drawn(store):
+    for name, chart in charts_of(page_of(store)).items():
+        drawn = vl_convert.vegalite_to_svg(chart)
+        assert drawn.count('aria-roledescription="circle"') + drawn.count("<path") > 4, name
+        assert "undefined" not in drawn
+        assert "NaN" not in drawn
+
+
 @pytest.fixture
 def sheet(store, tmp_path):
     """A declared table of the store's runs, one of whose rows has none and a name that is no name."""
