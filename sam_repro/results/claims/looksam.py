@@ -19,7 +19,7 @@ DELTA = 0.05  # the bound holds with probability 1 - delta
 
 
 def complexity_term(frames: Frames) -> pd.Series:
-    """The root in Theorem 1 (Eq. 8) at the weights of the end, with rho' = rho and without its O(1): the least that it can be at that radius."""
+    """The root in Theorem 1 (Eq. 8) at the weights of the end, with rho' = rho and without its O(1): the least that it can be there."""
     runs = frames.runs
     weights = frames.epochs.sort_values("epoch").groupby("run", observed=True).weight_norm.last()
     k, n, rho = (runs[key].astype(float) for key in ("parameters", "train_samples", "config.optimizer.where.rho"))

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from ... import models, optim
 from ...chain import layers
-from ...config import compose
 from ...measure.objective import Objective
 from ...measure.throughput import per_sample_loss
 from ...optim.passes import perturbed
 from ...optim.structure import norm_of
-from ...tables.declare import EXPERIMENTS, load
-from ...tables.lookup import Request
-from ...tables.recipe import IMAGES, agrees, recipe
+from ..declare import EXPERIMENTS, load
+from ..recipe import agrees, recipe
+from ..select import Request
 from .toy import batches, contestant, digits, distance, method_gradient, passes, plain_gradient, smooth, trained, weights
 
 SHAPES = {"patch", "sequence", "hidden", "heads", "layers"}
@@ -38,31 +37,20 @@ def million_parameters(model: str, **fields: Any) -> list[float]:
 def other_shapes() -> list[float]:
     """In how many numbers of Table 10, parameters apart, the models are others."""
     rows = recipe(load(EXPERIMENTS, "looksam/table10"), Request())
-    return [float(sum(not agrees(row.line) for row in rows if row.cell.metric in SHAPES))]
+    return [float(sum(not agrees(row["mean"], row["paper"]) for row in rows if row["metric"] in SHAPES))]
 
 
-def lr_growth(batch_size: str = "64k") -> list[float]:
-    """The peak learning rate of Table 9 at the largest batch size in that at 4,096."""
-    return [_preset(batch_size)["lr"] / _preset("4k")["lr"]]
+def recipe_growth(setting: str, large: str = "65536") -> list[float]:
+    """A setting of Look-LayerSAM's preset at the largest batch size of Table 9 in that at 4,096."""
+    rows = {row["row"]: row for row in recipe(load(EXPERIMENTS, "looksam/table9"), Request()) if row["metric"] == setting}
+    ends = [rows[f"ViT-B-16 + Look-LayerSAM, {batch}"] for batch in (large, "4096")]
+    assert all(agrees(row["mean"], row["paper"]) for row in ends)
+    return [float(ends[0]["mean"]) / float(ends[1]["mean"])]
 
 
-def warmup_steps_growth(batch_size: str = "64k") -> list[float]:
-    """The same of the steps of warm-up."""
-    return [_warmup_steps(batch_size) / _warmup_steps("4k")]
-
-
-def warmup_epochs_growth(batch_size: str = "64k") -> list[float]:
-    """The same of the epochs of warm-up."""
-    return [_preset(batch_size)["schedule"]["warmup"] / _preset("4k")["schedule"]["warmup"]]
-
-
-def _warmup_steps(batch_size: str) -> float:
-    config = _preset(batch_size)
-    return float(config["schedule"]["warmup"] * -(-IMAGES["imagenet"] // config["batch_size"]))
-
-
-def _preset(batch_size: str) -> dict[str, Any]:
-    return compose([f"experiment=looksam/vit_b16_{batch_size}", "optimizer=looklayersam"])
+def warmup_epochs_growth(large: str = "65536") -> list[float]:
+    """The same of the epochs of warm-up: of its steps and of the samples in one."""
+    return [recipe_growth("warmup_steps", large)[0] * int(large) / 4096]
 
 
 # -- the algorithms ----------------------------------------------------------------------------------------------------------
@@ -70,8 +58,10 @@ def _preset(batch_size: str) -> dict[str, Any]:
 
 def k1_difference(k: int = 1) -> list[float]:
     """The largest relative difference of the weights after 50 steps, of LookSAM and SAM, and of Look-LayerSAM and LayerSAM."""
-    pairs = (("looksam", "sam", 0.05), ("looklayersam", "layersam", 0.01))
-    return [max(distance(*(weights(trained(one, 50, rho=rho, **more)) for one, more in ((own, {"k": k}), (other, {})))) for own, other, rho in pairs)]
+    found = []
+    for own, other, rho in (("looksam", "sam", 0.05), ("looklayersam", "layersam", 0.01)):
+        found.append(distance(weights(trained(own, 50, rho=rho, k=k)), weights(trained(other, 50, rho=rho))))
+    return [max(found)]
 
 
 def reused_cosine(methods: Sequence[str] = ("looksam", "looklayersam")) -> list[float]:
@@ -154,7 +144,7 @@ def _by_layer(net: nn.Module, parts: list[Tensor]) -> list[list[Tensor]]:
 
 
 def imitation_error_slope(alpha: float = 0.7) -> list[float]:
-    """How much the distance of LookSAM's gradient from SAM's, between ascents and in SAM's norm, grows when k doubles; a replicate a network."""
+    """How much the distance of LookSAM's gradient from SAM's, between ascents and in SAM's norm, grows when k doubles, of five networks."""
     ks = [k for k in INTERVALS if k > 1]
     return [float(np.polyfit(np.log2(ks), [_imitation_error(k, alpha, seed) for k in ks], 1)[0]) for seed in range(5)]
 
@@ -174,7 +164,7 @@ def _imitation_error(k: int, alpha: float, seed: int) -> float:
 
 
 def noise_rise(rho: float) -> list[float]:
-    """By how much, relatively, the test loss rises under Gaussian noise of length rho on the weights that LookSAM found; a replicate a network.
+    """By how much, relatively, the test loss rises under Gaussian noise of length rho on the weights that LookSAM found, of five networks.
 
     Each draw is taken with its opposite, so that a slope of the loss counts nothing.
     """
@@ -198,10 +188,11 @@ def noise_rise(rho: float) -> list[float]:
 CHECKS: dict[str, Callable[[], list[float]]] = {
     check.__name__: check
     for check in (
-        *(other_shapes, lr_growth, warmup_steps_growth, warmup_epochs_growth, k1_difference, reused_cosine, reused_length, other_passes),
+        *(other_shapes, warmup_epochs_growth, k1_difference, reused_cosine, reused_length, other_passes),
         *(layersam_error, layersam_spread, imitation_error_slope),
     )
 } | {
     **{f"million_parameters_{size}": partial(million_parameters, f"vit_{size}") for size in ("b16", "b32", "s16", "s32")},
+    **{f"{setting}_growth": partial(recipe_growth, setting) for setting in ("lr", "warmup_steps")},
     **{f"noise_rise_{rho}": partial(noise_rise, rho) for rho in (0.05, 0.18, 1.0)},
 }  # fmt: skip

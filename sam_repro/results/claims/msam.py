@@ -23,7 +23,7 @@ LARGE = ("glue_sst2", "glue_qqp")  # tasks that section 4.2 calls large
 
 def log_lambda_max(frames: Frames) -> pd.Series:
     """The natural logarithm of the largest eigenvalue."""
-    return np.log(frames.runs.lambda_max.astype(float))
+    return frames.runs.lambda_max.astype(float).map(np.log)
 
 
 def gain_over_cifar10(frames: Frames) -> pd.Series:
@@ -39,14 +39,14 @@ def gain_over_resnet50(frames: Frames) -> pd.Series:
 
 
 def deviation_beside_large(frames: Frames) -> pd.Series:
-    """How far a GLUE score is from the median over seeds, less the mean of the same on SST-2 and QQP: Levene's test, with Brown and Forsythe's median."""
+    """How far a GLUE score is from the median over seeds, less the mean of the same on SST-2 and QQP (Brown and Forsythe's test)."""
     runs = frames.runs[frames.runs.dataset.astype(str).str.startswith("glue_")]
     without_seed = [key for key in (*SETTING, *RECIPE, "optimizer", M) if key != "seed"]
     runs = runs.assign(deviation=(runs.score_last - runs.groupby(without_seed, dropna=False).score_last.transform("median")).abs())
     same = ["scale", "device", "precision", "seed", "model", "optimizer", M]
-    large = runs[runs.dataset.isin(LARGE)].groupby(same, dropna=False).deviation.agg(["mean", "count"])
-    large = large["mean"].where(large["count"] == len(LARGE)).rename("large")
-    small = runs[~runs.dataset.isin(LARGE)].reset_index().merge(large.reset_index(), on=same).set_index("run")
+    found = runs[runs.dataset.isin(LARGE)].groupby(same, dropna=False).deviation.agg(["mean", "count"])
+    large = found["mean"].where(found["count"] == len(LARGE)).rename("large").reset_index()
+    small = runs[~runs.dataset.isin(LARGE)].rename_axis("run").reset_index().merge(large, on=same).set_index("run")
     return (small.deviation - small.large).dropna()
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from ... import optim
@@ -21,7 +22,7 @@ from ...measure.compare import WARM_UP
 from ...measure.throughput import contestant as timed
 from ...measure.throughput import per_sample_loss
 from ...optim.structure import norm_of
-from . import msam_theory
+from . import msam_edge, msam_theory
 from .toy import batches, contestant, distance, passes, plain_gradient, smooth, trained, weights
 
 # -- what a step computes ----------------------------------------------------------------------------------------------------
@@ -72,12 +73,12 @@ def _cosine(m: int, seed: int, repeat: bool) -> float:
 def replicas_difference(m: int = 8, of_each: int = 4) -> list[float]:
     """The relative difference of the weights after 20 steps of mSAM, with m in one process and with m / 2 in each of two."""
     alone = _convolutional()
-    _train(alone, optim.create("msam", alone, m=m, rho=0.05), 0, 1)
+    _train(optim.create("msam", alone, m=m, rho=0.05), 0, 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_replica, (port, of_each, folder), nprocs=2)
+        spawn(_replica, (port, of_each, folder), nprocs=2)
         found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
     return [max(distance(one, weights(alone)) for one in found)]
 
@@ -87,12 +88,12 @@ def _replica(rank: int, port: int, m: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     net = DistributedDataParallel(_convolutional())
-    _train(net, optim.create("msam", net, m=m, rho=0.05, scope="replica"), rank, 2)
+    _train(optim.create("msam", net, m=m, rho=0.05, scope="replica"), rank, 2)
     torch.save(weights(net.module), Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
 
-def _train(net: nn.Module, method: optim.Method, rank: int, of: int) -> None:
+def _train(method: optim.Method, rank: int, of: int) -> None:
     base = torch.optim.SGD(method.structure.parameters, 0.1, 0.9)
     for inputs, targets in batches(20, 0, 32):
         rows = slice(rank * 32 // of, (rank + 1) * 32 // of)
@@ -178,4 +179,4 @@ CHECKS: dict[str, Callable[[], list[float]]] = {
         *(m1_difference, passes_ratio, microbatch_cosine_slope, replicas_difference, memory_slope),
         *(overhead_slope, extra_time_ratio),
     )
-} | msam_theory.CHECKS  # fmt: skip
+} | msam_theory.CHECKS | msam_edge.CHECKS  # fmt: skip
