@@ -23,6 +23,7 @@ from .toy import batches, contestant, digits, distance, method_gradient, passes,
 
 SHAPES = {"patch", "sequence", "hidden", "heads", "layers"}
 INTERVALS = (1, 2, 3, 5, 10)
+ALPHA = 0.7  # Table 9
 
 # -- the networks and recipes ----------------------------------------------------------------------------------------------
 
@@ -69,16 +70,15 @@ def reused_cosine(methods: Sequence[str] = ("looksam", "looklayersam")) -> list[
     return [max(cosine for method in methods for cosine, _ in _reused(method))]
 
 
-def reused_length(alpha: float = 0.7) -> list[float]:
+def reused_length(alpha: float = ALPHA) -> list[float]:
     """By how much the length of what is added, over that of the plain gradient, differs from Table 9's alpha, relatively and at most."""
-    return [max(abs(length / 0.7 - 1) for method in ("looksam", "looklayersam") for _, length in _reused(method, alpha=alpha))]
+    return [max(abs(length / ALPHA - 1) for method in ("looksam", "looklayersam") for _, length in _reused(method, alpha=alpha))]
 
 
 def _reused(method: str, **knobs: Any) -> Iterator[tuple[float, float]]:
     """Of every step between ascents, in 20 steps with k = 4: cosine and relative length."""
     net = smooth(0)
-    more = {"k": 4, "rho": 0.01} if method != "sgd" else {}
-    one = contestant(method, net, **more, **knobs)
+    one = contestant(method, net, k=4, rho=0.01, **knobs)
     for step, (inputs, targets) in enumerate(batches(20, 0)):
         plain = plain_gradient(net, inputs, targets)
         one.gradient.backward(inputs, targets, per_sample_loss)
@@ -101,13 +101,13 @@ def other_passes(method: str = "looksam", intervals: Sequence[int] = INTERVALS) 
     return [max(abs(count / (30 * 16) - (1 + 1 / k)) for k, both in counts.items() for count in both)]
 
 
-def layersam_error(**knobs: Any) -> list[float]:
-    """The largest relative difference, over layers, of LayerSAM's perturbation from the one of Algorithm 2."""
-    net, plain, moved = _perturbation("layersam", **{"rho": 1.0, **knobs})
+def layersam_error(trust: str = "printed") -> list[float]:
+    """The largest relative difference, over layers, of LayerSAM's perturbation from the one of Algorithm 2 with rho = 1."""
+    net, plain, moved = _perturbation("layersam", rho=1.0, trust=trust)
     whole = norm_of(plain)
     found = []
     for w, g, eps in zip(*(_by_layer(net, parts) for parts in (weights(net), plain, moved)), strict=True):
-        found.append(distance(eps, list(torch._foreach_mul(g, 1.0 * norm_of(w) / norm_of(g) / whole))))
+        found.append(distance(eps, list(torch._foreach_mul(g, norm_of(w) / norm_of(g) / whole))))
     return [max(found)]
 
 
@@ -143,7 +143,7 @@ def _by_layer(net: nn.Module, parts: list[Tensor]) -> list[list[Tensor]]:
 # -- the premises of the bound -------------------------------------------------------------------------------------------------
 
 
-def imitation_error_slope(alpha: float = 0.7) -> list[float]:
+def imitation_error_slope(alpha: float = ALPHA) -> list[float]:
     """How much the distance of LookSAM's gradient from SAM's, between ascents and in SAM's norm, grows when k doubles, of five networks."""
     ks = [k for k in INTERVALS if k > 1]
     return [float(np.polyfit(np.log2(ks), [_imitation_error(k, alpha, seed) for k in ks], 1)[0]) for seed in range(5)]
