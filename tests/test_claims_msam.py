@@ -128,6 +128,7 @@ def test_deviation_beside_the_large_tasks():
     found = of("deviation_beside_large", frame(rows))
     assert found == {"glue_cola 0": 2 - 0.5, "glue_cola 1": 0.0, "glue_cola 2": 5 - 1.5}
     assert of("deviation_beside_large", frame(rows[:6])) == {}  # one of the large tasks is missing
+    assert of("deviation_beside_large", frame(rows).drop(columns="config.optimizer.samples.m")) == found  # nobody ran mSAM
     others = [{**row, "run": f"{row['run']} sgd", "optimizer": "sgd", "score_last": 50.0} for row in rows]
     assert of("deviation_beside_large", frame([*rows, *others])).items() > found.items()
 
@@ -244,7 +245,7 @@ def test_theorem31_and_its_counterexample():
 def test_the_edge_of_stability():
     assert all(1 < value < 1.2 for value in (msam_edge._settled("sgd", None, seed) * 0.05 for seed in (0, 1)))
     assert msam_edge._settled("sam", None, 0) < msam_edge._settled("sgd", None, 0)
-    assert msam_edge._settled("sgd", None, 0, steps=60) * 0.05 < 0.9  # it takes its time to get there
+    assert msam_edge._settled("sgd", None, 0, eta=0.01) * 0.005 < 0.9  # so slow a descent does not get there
 
 
 @pytest.mark.long

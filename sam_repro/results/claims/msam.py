@@ -40,7 +40,8 @@ def gain_over_resnet50(frames: Frames) -> pd.Series:
 
 def deviation_beside_large(frames: Frames) -> pd.Series:
     """How far a GLUE score is from the median over seeds, less the mean of the same on SST-2 and QQP (Brown and Forsythe's test)."""
-    runs = frames.runs[frames.runs.dataset.astype(str).str.startswith("glue_")]
+    runs = _runs(frames)
+    runs = runs[runs.dataset.astype(str).str.startswith("glue_")]
     without_seed = [key for key in (*SETTING, *RECIPE, "optimizer", M) if key != "seed"]
     runs = runs.assign(deviation=(runs.score_last - runs.groupby(without_seed, dropna=False).score_last.transform("median")).abs())
     same = ["scale", "device", "precision", "seed", "model", "optimizer", M]
@@ -50,9 +51,14 @@ def deviation_beside_large(frames: Frames) -> pd.Series:
     return (small.deviation - small.large).dropna()
 
 
+def _runs(frames: Frames) -> pd.DataFrame:
+    """With all columns that are asked for: of a part that no run has there is none."""
+    return frames.runs.reindex(columns=frames.runs.columns.union([*SETTING, *RECIPE, M, "config.optimizer.when.name"], sort=False))
+
+
 def _gains(frames: Frames) -> pd.DataFrame:
     """The runs of mSAM throughout that have a run of SAM beside them, with the column ``gain``."""
-    runs = frames.runs.dropna(subset=["score_last"])
+    runs = _runs(frames).dropna(subset=["score_last"])
     msam = runs[(runs.optimizer == "msam") & (runs["config.optimizer.when.name"] == "always")]
     gain = _beside(msam.assign(gain=msam.score_last), runs[runs.optimizer == "sam"].assign(gain=runs.score_last), [*SETTING, *RECIPE])
     return msam.loc[gain.index].assign(gain=gain)
