@@ -42,6 +42,15 @@ def bounds(found):
     return found.effect - half, found.effect + half
 
 
+def test_a_number_is_inside_or_at_the_bound_however_small_the_bound_is():
+    assert region("below 1e-12").has(5e-16)
+    assert not region("below 1e-12").has(1e-12)
+    assert region("between 1 and 2").has(2 * (1 + 1e-12))
+    assert region("exactly 0").has(0.0)
+    assert not region("above 0").has(0.0)
+    assert not region("exactly 1.5").has(1.6)
+
+
 # -- the estimates, beside those of scipy and statsmodels ------------------------------------------------------------------
 
 

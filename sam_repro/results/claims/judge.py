@@ -56,7 +56,7 @@ class Region:
 
     def has(self, number: float) -> bool:
         """Whether the sentence holds for this number, known exactly."""
-        at_bound = any(math.isclose(number, bound, rel_tol=1e-9, abs_tol=1e-12) for bound in (self.low, self.high))
+        at_bound = any(math.isclose(number, bound, rel_tol=1e-9, abs_tol=1e-15) for bound in (self.low, self.high))
         return self.closed if at_bound else self.low < number < self.high
 
 
