@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,8 +55,17 @@ class ImageDataset(Dataset):
         a = self.augment
         return not (a.crop or a.flip or a.inception or a.cutout)
 
+    @cached_property
+    def _normalisers(self) -> dict[torch.device, Normalise]:
+        return {}
+
     def normalised(self, device: torch.device) -> Normalise:
-        """To the mean and deviation that ``augment.normalise`` names."""
+        """To the mean and deviation that ``augment.normalise`` names; they are brought to a device once."""
+        if device not in self._normalisers:
+            self._normalisers[device] = self._to(device)
+        return self._normalisers[device]
+
+    def _to(self, device: torch.device) -> Normalise:
         if self.augment.normalise == "pixel":
             return Normalise(*pixel_moments(self.train.inputs), self.augment.size, device)
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN.get(self.augment.normalise, (self.mean, self.std)))

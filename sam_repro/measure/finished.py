@@ -49,7 +49,7 @@ class Finished:
             raise UserError(f"samples={samples} is more than the {self.of:,} training samples of run {run.id}.")
         if isinstance(samples, int) and samples < self.of:
             order = torch.randperm(self.of, generator=torch.Generator().manual_seed(0))  # data sets may be sorted by class
-            self.split = self.split[order[:samples].to(self.job.device)]
+            self.split = self.split[order[:samples]]  # on the host: files and texts lie there, and what is on the device takes either
         self._started = time.perf_counter()
 
     def __len__(self) -> int:

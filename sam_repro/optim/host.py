@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,3 +27,10 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._copy
+
+
+def values(copies: Sequence[HostCopy]) -> list[Tensor]:
+    """Those of copies started one after the other: a stream keeps their order, so only the last has to be waited for."""
+    if copies:
+        copies[-1].value()
+    return [copy._copy for copy in copies]

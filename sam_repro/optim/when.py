@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
-from .host import HostCopy
+from .host import HostCopy, values
 from .structure import Plan, Structure, norm_of
 
 
@@ -190,8 +190,7 @@ class Variation(When):
         return self.s / self.N
 
     def _arrived(self) -> None:
-        for copy in self._on_their_way:
-            psf, sgd = copy.value().tolist()
+        for psf, sgd in (norms.tolist() for norms in values(self._on_their_way)):
             if math.isfinite(psf) and math.isfinite(sgd):
                 self.norms.append((psf, sgd))
         self._on_their_way.clear()
@@ -203,12 +202,12 @@ class Variation(When):
         a window that is still filling grows by itself, and the first rates would be several times too high.
         """
         self._arrived()
-        values = list(self.norms)
-        if len(values) < 2 * self.N or self.N < 2:
+        norms = list(self.norms)
+        if len(norms) < 2 * self.N or self.N < 2:
             return
-        psf = [norm for norm, _ in values]
+        psf = [norm for norm, _ in norms]
         v = [self._spread(psf[i + 1 - self.N : i + 1]) for i in range(self.N, 2 * self.N)]  # Eq. 8
-        r = [norm / sgd if sgd else 0.0 for norm, sgd in values[self.N :]]  # Eq. 11
+        r = [norm / sgd if sgd else 0.0 for norm, sgd in norms[self.N :]]  # Eq. 11
         change = mean_change(v) + mean_change(r)  # Eq. 9 and 10, 12 and 13
         if math.isfinite(change):
             self.s = min(max(self.s * (1 + self.alpha * change), 1.0), self.cap * self.N)  # Eq. 14

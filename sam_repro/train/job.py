@@ -170,6 +170,9 @@ class Job:
             raise UserError(f"{path} cannot be read ({type(error).__name__}): rerun=true starts the run anew.") from error
         self.epoch = state["epoch"]
         self.model.load_state_dict(state["model"])
+        for one in state["base"]["state"].values():
+            if isinstance(step := one.get("step"), Tensor):  # on a device the host would wait for every tensor's, at every step
+                one["step"] = step.cpu()
         self.base.load_state_dict(state["base"])
         self.schedule.load_state_dict(state["schedule"])
         self.gradient.load_state_dict(_on_host(state["gradient"]))
