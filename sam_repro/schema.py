@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,6 +131,14 @@ def flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def only(node: Any, known: Iterable[str]) -> None:
+    """UserError where ``node`` is no mapping, or has a key that is none of ``known``."""
+    if not isinstance(node, Mapping):
+        raise UserError(f"{node!r} is no mapping, as in {{{', '.join(f'{key}: ...' for key in sorted(known))}}}.")
+    for key in node.keys() - set(known):
+        raise UserError(f"there is no key {key!r}.{suggest(key, known)}")
 
 
 def reference(value: Any) -> str | None:

@@ -14,7 +14,7 @@ import yaml
 
 from ..config import keys_of
 from ..measure.__main__ import COMMON, parsed
-from ..schema import HERE, UserError, suggest
+from ..schema import HERE, UserError, only, suggest
 from .metrics import metric_of
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
@@ -149,7 +149,7 @@ def load(folder: Path, name: str) -> Table:
 
 
 def _table(name: str, content: dict[str, Any]) -> Table:
-    _known(content, HEADER | NODE)
+    only(content, HEADER | NODE)
     for key in ("title", "citation", "source", "plot", "ratio_to", "extra_of"):
         if not isinstance(content.get(key, ""), str):
             raise UserError(f"{key} is text, not {content[key]!r}.")
@@ -165,9 +165,9 @@ def _table(name: str, content: dict[str, Any]) -> Table:
     blocks = content.get("blocks") or {"": {"rows": content["rows"]}}
     cells: list[Cell] = []
     for block, inside in blocks.items():
-        _known(inside, NODE | {"rows"})
+        only(inside, NODE | {"rows"})
         for row, node in inside["rows"].items():
-            _known(node, NODE | {"paper", "quoted", "cells"})
+            only(node, NODE | {"paper", "quoted", "cells"})
             label = f"{block} / {row}" if block else row
             cells += _cells(label, node, [content, inside, node], columns)
     if content["kind"] != "recipe":
@@ -202,7 +202,7 @@ def _cells(label: str, row: dict[str, Any], above: list[dict[str, Any]], columns
     if len(printed) != len(columns):
         raise UserError(f"row {label!r} has {len(printed)} values for {len(columns)} columns.")
     exceptions = {column: _node(node) for column, node in row.get("cells", {}).items()}
-    _known(exceptions, columns)
+    only(exceptions, columns)
     for (column, node), text in zip(columns.items(), printed, strict=True):
         nodes = [*above, node, exceptions.get(column, {})]
         quoted = row.get("quoted", "")
@@ -243,22 +243,15 @@ def _substitutes(nodes: list[dict[str, Any]]) -> dict[str, Substitute]:
     found: dict[str, Substitute] = {}
     for node in nodes:
         for scale, given in node.get("scales", {}).items():
-            _known(given, {"run", "note"})
+            only(given, {"run", "note"})
             found[scale] = Substitute(tuple(given["run"].split()), given["note"])
     return found
 
 
 def _node(node: Any) -> dict[str, Any]:
     node = {"run": node} if isinstance(node, str) else node
-    _known(node, NODE)
+    only(node, NODE)
     return dict(node)
-
-
-def _known(node: Any, known: Iterable[str]) -> None:
-    if not isinstance(node, Mapping):
-        raise UserError(f"{node!r} is no mapping, as in {{{', '.join(f'{key}: ...' for key in sorted(known))}}}.")
-    for key in node.keys() - set(known):
-        raise UserError(f"there is no key {key!r}.{suggest(key, known)}")
 
 
 def distinct(words: Iterable[str]) -> Words:

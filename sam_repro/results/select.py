@@ -85,10 +85,10 @@ class Setting:
         """As overrides; what is usual is left out."""
         return tuple(f"{key}={value}" for key, value in self.__dict__.items() if value not in ("paper", "fp32"))
 
-    @property
-    def rank(self) -> tuple[int, ...]:
-        """Low is shown first: a GPU, full precision."""
-        return DEVICES.index(self.device), precisions().index(self.precision)
+    def rank(self, done: int) -> tuple[int, ...]:
+        """Low is shown first: one with finished runs; then the first scale, the most runs, a GPU, full precision."""
+        scale = SCALES.index(self.scale) if self.scale in SCALES else len(SCALES)
+        return not done, scale, -done, DEVICES.index(self.device), precisions().index(self.precision)
 
 
 def selection(table: Table, request: Request, frames: Frames) -> pd.DataFrame:
@@ -106,15 +106,10 @@ def selection(table: Table, request: Request, frames: Frames) -> pd.DataFrame:
 
 
 def chosen(selected: pd.DataFrame) -> dict[Words, Setting]:
-    """The setting that each benchmark shows: one with finished runs; then the first scale, the most runs, a GPU, full precision."""
+    """The setting that each benchmark shows."""
     counts = finished(selected)
-
-    def rank(base: Words, setting: Setting) -> tuple[object, ...]:
-        count = counts.get((base, setting), 0)
-        return not count, SCALES.index(setting.scale) if setting.scale in SCALES else len(SCALES), -count, setting.rank
-
     settings = {base: set(group.setting) for base, group in selected[selected.of == OWN].groupby("base", sort=False)}
-    return {base: min(found, key=lambda setting: rank(base, setting)) for base, found in settings.items()}
+    return {base: min(found, key=lambda one, base=base: one.rank(counts[base, one])) for base, found in settings.items()}  # type: ignore[misc]
 
 
 def finished(selected: pd.DataFrame) -> Counter[tuple[Words, Setting]]:

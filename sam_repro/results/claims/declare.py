@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ...config import check_overrides, keys_of
-from ...schema import NOT_NEGATIVE, UserError, checked, options, parse, read, suggest
+from ...schema import NOT_NEGATIVE, UserError, checked, only, options, parse, read, suggest
 from ..declare import EXPERIMENTS, Substitute, Words, measures_of
 from ..frames import COLUMNS
 from .judge import Printed, Region, number
@@ -103,7 +103,7 @@ def load(path: Path, paper: str = "") -> Claims:
     """The claims of a file; UserError that names the file, and the claim, where something does not fit."""
     with _saying(str(path)):
         content = yaml.load(path.read_text(), Loader=_Loader) or {}
-        _known(content, HEADER)
+        only(content, HEADER)
         paper = paper or path.stem
         found = tuple(_claim(paper, name, node, content) for name, node in content["claims"].items())
         return Claims(paper, content.get("citation", ""), found)
@@ -131,14 +131,14 @@ def load_all() -> list[Claims]:
 
 def _claim(paper: str, name: str, node: dict[str, Any], header: dict[str, Any]) -> Claim:
     with _saying(f"claim {name!r}"):
-        _known(node, CLAIM)
+        only(node, CLAIM)
         for key in ("says", "where", "note"):
             if not isinstance(node.get(key, ""), str):
                 raise UserError(f"{key} is a sentence, not {node[key]!r}.")
         shared = {key: value for key, value in {**header, **node}.items() if key in PART}
         parts = [{**shared, **dict(part)} for part in _list("parts", node.get("parts", [{}]))]
         for part in parts:
-            _known(part, PART)
+            only(part, PART)
         found = tuple(_part(paper, part) for part in parts)
         return Claim(paper, name, node.get("where", ""), node["says"], node.get("note", ""), _flag(node, "any"), found)
 
@@ -198,7 +198,7 @@ def _over(node: dict[str, Any], runs: int) -> tuple[float, ...]:
 def _substitutes(node: dict[str, Any]) -> dict[str, Substitute]:
     for scale, given in node.items():
         _one_of("scales", scale, options("scale"))
-        _known(given, {"run", "note"})
+        only(given, {"run", "note"})
     return {scale: Substitute(tuple(given["run"].split()), given["note"]) for scale, given in node.items()}
 
 
@@ -222,13 +222,6 @@ def _columns() -> frozenset[str]:
     """Columns of the runs that hold numbers, a dataset's further metrics among them."""
     further = (str(read(f"dataset/{name}").get("metrics", "")).split() for name in options("dataset"))
     return frozenset(COLUMNS.keys() - WORDS | {metric for words in further for metric in words[1:]})
-
-
-def _known(node: Any, known: Iterable[str]) -> None:
-    if not isinstance(node, Mapping):
-        raise UserError(f"{node!r} is no mapping, as in {{{', '.join(f'{key}: ...' for key in sorted(known))}}}.")
-    for key in node.keys() - set(known):
-        raise UserError(f"there is no key {key!r}.{suggest(key, known)}")
 
 
 def _one_of(key: str, word: Any, known: Iterable[str]) -> None:

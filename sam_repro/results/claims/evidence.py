@@ -215,11 +215,7 @@ class Evidence:
                 done = sum(self.frames.runs.state[one] == "done" for one in ids.values())
                 counts.setdefault(benchmark, Counter())[setting] += done
 
-        def rank(count: Counter[Setting], one: Setting) -> tuple[int, ...]:
-            scale = SCALES.index(one.scale) if one.scale in SCALES else len(SCALES)
-            return not count[one], scale, -count[one], DEVICES.index(one.device), precisions().index(one.precision)
-
-        return {benchmark: min(count, key=lambda one, count=count: rank(count, one)) for benchmark, count in counts.items()}  # type: ignore[misc]
+        return {benchmark: min(count, key=lambda one, count=count: one.rank(count[one])) for benchmark, count in counts.items()}  # type: ignore[misc]
 
     @cached_property
     def _sides(self) -> dict[Key, dict[Setting, Ids]]:
