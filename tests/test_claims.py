@@ -16,7 +16,7 @@ from statsmodels.stats.weightstats import ttost_paired
 from sam_repro import claims
 from sam_repro.claims import dispatch, judged
 from sam_repro.config import compose, identity
-from sam_repro.results.claims import declare, evidence, judge
+from sam_repro.results.claims import declare, evidence, judge, report
 from sam_repro.results.claims.declare import load
 from sam_repro.results.claims.judge import Estimate, Region, Ruling, combine, contrast, holm, mean, printed, rule, taus
 from sam_repro.results.claims.report import COLUMNS, in_words
@@ -445,3 +445,12 @@ def test_run_trains_what_is_missing(tmp_path, capsys):
 def test_the_command_says_what_it_does_not_know(tmp_path, words, said):
     with pytest.raises(UserError, match=said):
         dispatch([*words, f"file={mine(tmp_path)}", f"results_dir={tmp_path}"])
+
+
+@pytest.mark.long
+def test_the_committed_verdicts_are_what_the_committed_runs_and_checks_come_to(tmp_path):
+    asked = Request(runs_dir=str(tmp_path / "none"), results_dir=str(ROOT / "results"))
+    rendered = [(one.claims, one.verdicts) for one in (judged(paper, asked) for paper in declare.load_all())]
+    assert [claims.paper for claims, _ in rendered] == ["kdd24", "looksam", "msam", "vsam"]
+    for render, kind in ((report.as_csv, "csv"), (report.as_markdown, "md")):
+        assert render(rendered) == (ROOT / "results" / f"claims.{kind}").read_text()

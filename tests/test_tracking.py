@@ -214,7 +214,7 @@ def test_what_does_not_fit_is_refused_before_work_starts(overrides, said):
 
 
 def test_a_tracker_that_is_not_installed_names_its_extra(monkeypatch):
-    monkeypatch.setattr("sam_repro.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("sam_repro.loggers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs wandb and matplotlib: pip install 'sam-repro\[wandb\]'"):
         compose(["logger=[wandb]"])
 
