@@ -99,6 +99,15 @@ def test_what_is_damaged_is_a_row_that_says_so(store, capsys):
     assert f"{ids[1]}/layers.csv is damaged" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', '{"lambda_max": 1, "samples": 2}'])
+def test_what_is_json_but_no_measurement_spoils_one_row_alone(store, content):
+    run = Run(store, load(store).runs.index[1])
+    (run.path / "sharpness.json").write_text(content)
+    runs = load(store).runs
+    assert list(runs.state.drop(run.id)) == ["done", "done"]
+    assert (runs.state[run.id], str(run.path) in runs.error[run.id]) == ("damaged", True)
+
+
 def test_a_run_that_was_killed_is_not_running(store):
     run = put(store, "optimizer=sam")
     (run.path / "status.json").write_text(json.dumps({**run.status, "state": "running"}))

@@ -175,11 +175,17 @@ def export(frames: Frames, out: Path) -> None:
 def _row(run: Run) -> Row:
     """What the small files of a run say."""
     try:
-        status, config, summary = run.status, run.config, run.summary if run.status.get("state") == "done" else {}
-        state = status["state"] if summary or status["state"] != "done" else "stopped"
-        sharpness, cost = run.measurement("sharpness"), run.measurement("cost")
-    except (UserError, KeyError) as error:
+        return _read(run)
+    except UserError as error:
         return {"state": "damaged", "error": str(error), "path": str(run.path)}
+    except (KeyError, TypeError, AttributeError) as error:  # JSON and YAML, but not of ours
+        return {"state": "damaged", "error": f"{run.path} has a file that is not whole ({error}).", "path": str(run.path)}
+
+
+def _read(run: Run) -> Row:
+    status, config, summary = run.status, run.config, run.summary if run.status.get("state") == "done" else {}
+    state = status["state"] if summary or status["state"] != "done" else "stopped"
+    sharpness, cost = run.measurement("sharpness"), run.measurement("cost")
     model = config["model"]
     row: Row = {
         "state": state, "error": status.get("error"), "dataset": config["dataset"]["name"], "model": model.get("arch", model["name"]),
