@@ -73,7 +73,7 @@ def _claims(results: Path, where: str) -> str:
         return ""
     claims = pd.read_csv(path, dtype=str, keep_default_na=False)
     counts = pd.crosstab(claims.paper, claims.verdict).reindex(columns=list(VERDICTS), fill_value=0)
-    reduced = {scale for scale in claims.scale if scale not in ("", "paper")}
+    reduced = {scale for scale in claims.scale[claims.verdict != "not run"] if scale not in ("", "paper")}
     said = f" of runs at scale {' and '.join(sorted(reduced))}" if reduced else ""
     return (
         f"**[Claims]({where}/claims.md)** of the papers, each judged by the 95 % interval{said}, never typed "
