@@ -196,6 +196,7 @@ def test_the_page_says_how_far_it_can_be_trusted_and_needs_nothing_else(store, s
         assert text.count(f'id="run-{run.id}"') == 1
         assert f"#run-{run.id}" in text
         assert escape(command_of(run)) in text
+    assert not re.search(r"(: |>| to )nan\b", re.sub(r"<script.*?</script>", "", own, flags=re.S))
     assert yaml.safe_load(re.search(r"<pre>(dataset:.*?)</pre>", text, re.S)[1])["model"]["name"] == "resnet20"
 
 

@@ -12,7 +12,7 @@ from sam_repro.results.frames import Frames
 from sam_repro.results.numbers import COLUMNS
 from sam_repro.results.readme import BEGIN, END, index, update
 from sam_repro.results.recipe import agrees
-from sam_repro.results.render import as_csv, as_markdown, caption
+from sam_repro.results.render import as_csv, as_markdown, caption, latex
 from sam_repro.results.report import page_of, report
 from sam_repro.results.select import Request
 from sam_repro.results.sheet import sheet
@@ -333,6 +333,7 @@ rows: {S-32: {run: optimizer=sam, paper: [23M, 32×32, 49, 384, 6, 12, 3e-3, ste
     lines = sheet_of(tmp_path, load(folder, "own/t")).lines
     assert [agrees(line.mean, line.paper) for line in lines.itertuples()] == [True] * 9 + [False]
     assert [*lines["mean"]][:: len(lines) - 1] == ["22.9M", "0.05"]
+    assert latex("✓, ✗ and α_1 & `a_b`") == (r"\ensuremath{\checkmark}, \ensuremath{\times} and \ensuremath{\alpha}\_1 \& \texttt{a\_b}")
 
 
 def test_the_readme_shows_what_has_runs(tmp_path, methods):

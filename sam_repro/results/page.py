@@ -23,8 +23,7 @@ from .compare import Benchmark, benchmarks
 from .figures import colour, few, finish, lines, spread
 from .frames import Frames
 from .metrics import METRICS
-from .render import absolute, diverged, printed
-from .render import spread as said
+from .render import absolute, diverged, plus_minus, printed
 from .sheet import Sheet
 
 CURVES = {"score": "Score, %", "train_loss": "Training loss", "rate": "Steps with an ascent, %", "grad_norm": "Gradient norm"}
@@ -89,7 +88,7 @@ def _declared(line: Any, beside: set[str]) -> dict[str, Any]:
     comparable = line.metric not in METRICS or not METRICS[line.metric].relative  # speeds and the like compare as ratios alone
     return {
         "row": line.row, "column": line.column, "metric": line.metric, "paper": printed(line),
-        "ours": said(line) if shown else line.mean if isinstance(line.mean, str) else "",
+        "ours": plus_minus(line) if shown else line.mean if isinstance(line.mean, str) else "",
         "n": f"{line.n or ''} {diverged(line)}".strip(),
         "delta": f"{line.mean - float(line.paper):+.2f}" if line.n and line.paper and comparable else "",
         "scale": line.scale, "device": line.device, "ids": line.run_ids.split(";") if line.run_ids else [],
@@ -101,15 +100,15 @@ def _article(frames: Frames, run_id: str) -> dict[str, Any]:
     run, row = frames.found[run_id], frames.runs.loc[run_id]
     if row.state == "damaged":
         return {"id": run_id, "name": "", "command": "", "facts": {"State": f"damaged: {row.error}"}, "config": ""}
-    done, config = row.state == "done", run.config
-    versions = run.status.get("versions", {})
+    done, config, status = row.state == "done", run.config, run.status  # in a frame with others what a run has not is NaN
+    error = f": {status['error']}" if status.get("error") else ""
     facts = {
-        "State": f"{row.state}, {len(run.metrics())} of {config['epochs']} epochs" + (f": {row.error}" if row.error else ""),
+        "State": f"{row.state}, {len(run.metrics())} of {config['epochs']} epochs{error}",
         "Score": f"{row.score_last:.2f} % last, {row.score_best:.2f} % best (epoch {row.best_epoch:.0f})" if done else "",
         "Speed": f"{row.images_per_second:,.0f} images/s" if done else "",
         "Device": f"{row.hardware if done else row.device}, {row.precision}", "Scale": row.scale,
-        "Time": " to ".join(str(row[key]) for key in ("started", "ended") if row[key]), "Commit": row.commit or "unknown",
-        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Time": " to ".join(str(status[key]) for key in ("started", "ended") if key in status), "Commit": status.get("commit") or "unknown",
+        "Versions": ", ".join(f"{name} {version}" for name, version in status.get("versions", {}).items()),
     }  # fmt: skip
     inside = yaml.safe_dump({key: value for key, value in config.items() if key not in OUTSIDE}, sort_keys=False)
     name = f"{row.optimizer}, {row.dataset}, {row.model}, seed {row.seed}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pylatexenc.latexencode import unicode_to_latex
+from pylatexenc.latexencode import RULE_DICT, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
 from ..schema import UserError
 from .declare import Table
@@ -36,6 +36,8 @@ REMARKS = {
     "grad_norm": SHADED,
     "layer_norms": "The shades end at the 1st and the 99th percentile of the norms. ",
 }
+SIGNS = UnicodeToLatexConversionRule(RULE_DICT, {ord("✓"): r"\ensuremath{\checkmark}", ord("✗"): r"\ensuremath{\times}"})
+ENCODER = UnicodeToLatexEncoder(conversion_rules=[SIGNS, "defaults"])
 HEAD, LABEL = 16, 26  # characters in a line of a column's and of a row's name in LaTeX
 
 
@@ -91,7 +93,7 @@ def ours(lines: Sequence[Any], table: Table) -> list[str]:
     """``**62.31 ± 0.40** (2)``, ``**49.7 ± 0.2 % of SGD** (3)``; then what diverged. No speed or time where a line has what compares."""
     metrics = {line.metric for line in lines}
     shown = [line for line in lines if line.n and not absolute(line.metric, metrics)]
-    return [*(f"**{spread(line)}{unit(line.metric, table)}** ({line.n})" for line in shown), *filter(None, [diverged(lines[0])])]
+    return [*(f"**{plus_minus(line)}{unit(line.metric, table)}** ({line.n})" for line in shown), *filter(None, [diverged(lines[0])])]
 
 
 def absolute(metric: str, beside: set[str]) -> bool:
@@ -115,7 +117,7 @@ def printed(line: Any) -> str:
     return f"{line.paper} ± {line.paper_std}" if line.paper_std else line.paper
 
 
-def spread(line: Any) -> str:
+def plus_minus(line: Any) -> str:
     """``62.31 ± 0.40``, with as many digits as the metric has."""
     return f"{line.mean:,.{digits(line.metric)}f}" + ("" if pd.isna(line.std) else f" ± {line.std:,.{digits(line.metric)}f}")
 
@@ -179,7 +181,7 @@ def _tests(sheet: Sheet) -> pd.DataFrame:
 def as_latex(sheet: Sheet, pictures: bool) -> str:
     """The figure's picture if there is one, then the table as a ``longtable``, and all that the Markdown page says.
 
-    It takes the packages longtable, booktabs, amssymb, textgreek's or any font with Greek and, for a picture, graphicx.
+    It takes the packages longtable, booktabs, amssymb and, for a picture, graphicx.
     """
     table, label = sheet.table, sheet.table.name.replace("/", ":")
     picture = [
@@ -214,7 +216,7 @@ def latex(text: str) -> str:
     marked = re.split(r"\*\*(.+?)\*\*|`([^`]+)`", text)
     parts = zip(marked[::3], [*marked[1::3], None], [*marked[2::3], None], strict=True)
     code = {0: "{}", 1: r"\textbf{{{}}}", 2: r"\texttt{{{}}}"}
-    return "".join(code[kind].format(unicode_to_latex(part)) for three in parts for kind, part in enumerate(three) if part)
+    return "".join(code[kind].format(ENCODER.unicode_to_latex(part)) for three in parts for kind, part in enumerate(three) if part)
 
 
 def _wrapped(label: str, width: int) -> list[str]:
