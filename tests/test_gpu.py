@@ -31,11 +31,11 @@ WAITS = {
 }
 # Operations of a step on ResNet-20 with SGD's own, with and without an ascent, in fp32 and bf16: what a change adds shows here.
 LAUNCHES = {
-    "aesam": ((350, 185), (440, 230)), "asam": ((446, None), (536, None)), "esam": ((420.5, None), (504, None)),
-    "generalized_sam": ((339, None), (429, None)), "layersam": ((422, None), (512, None)), "layerwise": ((339, None), (412, None)),
-    "looklayersam": ((690, 187), (780, 232)), "looksam": ((614, 187), (704, 232)), "mesa": ((None, 281.7), (None, 349.6)),
+    "aesam": ((350, 185), (440, 230)), "asam": ((350, None), (440, None)), "esam": ((420.5, None), (504, None)),
+    "generalized_sam": ((339, None), (429, None)), "layersam": ((366, None), (456, None)), "layerwise": ((339, None), (412, None)),
+    "looklayersam": ((509, 187), (599, 232)), "looksam": ((489, 187), (579, 232)), "mesa": ((None, 263.7), (None, 331.6)),
     "msam": ((1550, None), (1910, None)), "saf": ((None, 207), (None, 255.8)), "sam": ((346, None), (436, None)),
-    "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((481, 183), (571, 228)),
+    "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((356, 183), (446, 228)),
     "vsam_a": ((355, 181), (445, 226)),
 }  # fmt: skip
 

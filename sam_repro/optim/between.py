@@ -61,12 +61,13 @@ class Direction(Between):
         self.vector: list[Tensor] = []
         self.age = 0  # steps since the ascent
 
-    def keep(self, kept: Sequence[int], vector: Sequence[Tensor]) -> None:
-        """Take a new vector; under fp16 one that overflowed, whose step will be skipped, gives way to the one before."""
-        finite = torch.isfinite(norm_of(vector))
-        before = dict(zip(self.kept, self.vector, strict=True))
-        self.vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
-        self.kept, self.age = list(kept), 0
+    def keep(self, kept: Sequence[int], vector: Sequence[Tensor], scale: Tensor | None) -> None:
+        """Take a new vector; of scaled gradients one that overflowed, whose step will be skipped, gives way to the one before."""
+        self.kept, before, self.age = list(kept), dict(zip(self.kept, self.vector, strict=True)), 0
+        self.vector = list(vector)
+        if scale is not None:
+            finite = torch.isfinite(norm_of(vector))
+            self.vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
 
     def present(self, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of the kept parameters that have one, and the vector's parts beside them."""
@@ -99,7 +100,7 @@ class Orthogonal(Direction):
         size, whole = norm_of(g_v), norm_of(sam)
         # Below this, g_v is rounding: the two gradients were parallel.
         noise = 100 * torch.finfo(size.dtype).eps * whole
-        self.keep(kept, torch._foreach_mul(g_v, torch.where(size <= noise, torch.zeros_like(size), 1 / size)))
+        self.keep(kept, torch._foreach_mul(g_v, torch.where(size <= noise, torch.zeros_like(size), 1 / size)), scale)
         return {f"{name}_norm": n if scale is None else n / scale for name, n in (("g_v", size), ("g_s", whole))}
 
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
@@ -117,7 +118,7 @@ class DecayedPSF(Direction):
 
     def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
         psf = torch._foreach_sub(sam, clean)
-        self.keep(kept, psf if scale is None else torch._foreach_div(psf, scale))
+        self.keep(kept, psf if scale is None else torch._foreach_div(psf, scale), scale)
         return {}
 
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:

@@ -134,9 +134,9 @@ class Mean(Teacher):
         pairs = [(mean, new.detach()) for mean, new in zip(_state(self.teacher), _state(model), strict=True)]
         moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
         torch._foreach_lerp_([mean for mean, _ in moving], [new for _, new in moving], 1 - self.decay)
-        for mean, new in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(new)
+        counts = [(mean, new) for mean, new in pairs if not mean.is_floating_point()]
+        if counts:
+            torch._foreach_copy_([mean for mean, _ in counts], [new for _, new in counts])
 
     def memory(self, model: nn.Module, classes: int) -> int:
         return sum(t.numel() * t.element_size() for t in _state(model))

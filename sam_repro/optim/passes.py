@@ -166,8 +166,10 @@ class Passes:
         flat = torch.cat([t.reshape(-1) for t in tensors])
         distributed.all_reduce(flat, group=group)
         flat /= distributed.get_world_size(group)
-        parts = flat.split([t.numel() for t in tensors])
-        return [part.view_as(t).to(t.dtype) for part, t in zip(parts, tensors, strict=True)]
+        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        means = [torch.empty_like(t) for t in tensors]  # in memory as they were, channels last or first
+        torch._foreach_copy_(means, parts)
+        return means
 
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Where further backward passes follow, the replicas' gradients are summed in the last one only."""

@@ -46,8 +46,8 @@ class Structure:
         names = {parameter: name for name, parameter in model.named_parameters()}
         self.names = [names[p] for p in self.parameters]
         self.layer_of = [index for index, layer in enumerate(self.layers) for _ in layer.parameters]
-        self._sizes = [len(layer.parameters) for layer in self.layers]
-        self._lengths: Tensor | None = None
+        self._parameters_of_layer = tuple(len(layer.parameters) for layer in self.layers)
+        self._on_device: dict[tuple[int, ...], Tensor] = {}
 
     def parameters_of(self, chosen: Iterable[int]) -> list[int]:
         """The indices of the parameters of the layers ``chosen`` (layer indices)."""
@@ -70,6 +70,29 @@ class Structure:
         norms: Any = iter(norms_of(present))
         zero = torch.zeros((), dtype=torch.float64 if present[0].dtype == torch.float64 else torch.float32, device=present[0].device)
         squares = torch.stack([zero if g is None else next(norms) for g in gradients]).square()
-        if self._lengths is None or self._lengths.device != squares.device:
-            self._lengths = torch.tensor(self._sizes, device=squares.device)
-        return torch.segment_reduce(squares, "sum", lengths=self._lengths, unsafe=True).sqrt()  # the check would read the lengths
+        lengths = self._kept(self._parameters_of_layer, squares.device)
+        return torch.segment_reduce(squares, "sum", lengths=lengths, unsafe=True).sqrt()  # the check would read the lengths
+
+    def spread(self, per_layer: Tensor, selected: Sequence[int], like: Sequence[Tensor]) -> list[Tensor]:
+        """A number of every layer, ``(layers,)``, at each place of tensors ``like`` the parameters ``selected``.
+
+        All in one operation, where a product with one number after the other would be as many as there are tensors.
+        """
+        counts = [0] * len(self.layers)
+        for index, tensor in zip(selected, like, strict=True):
+            counts[self.layer_of[index]] += tensor.numel()
+        flat = per_layer.repeat_interleave(self._kept(tuple(counts), per_layer.device), output_size=sum(counts))
+        parts = flat.split([tensor.numel() for tensor in like])
+        # Within a tensor all are equal: in whatever order it lies in memory, they may lie in the same.
+        return [part.as_strided(t.shape, t.stride()) if dense(t) else part.view(t.shape) for part, t in zip(parts, like, strict=True)]
+
+    def _kept(self, numbers: tuple[int, ...], device: torch.device) -> Tensor:
+        """The numbers on the device: brought there once, as the host waits for that."""
+        if numbers not in self._on_device or self._on_device[numbers].device != device:
+            self._on_device[numbers] = torch.tensor(numbers, device=device)
+        return self._on_device[numbers]
+
+
+def dense(tensor: Tensor) -> bool:
+    """Whether the tensor fills a stretch of memory, in whatever order of its dimensions."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1 == tensor.numel()

@@ -92,14 +92,22 @@ class Adaptive(Where):
     eta: float
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
-        scales = [self._scale(index) for index in selected]
-        scaled = list(torch._foreach_mul(gradients, scales))
-        return torch._foreach_mul(torch._foreach_mul(scaled, scales), ratio(self.rho, norm_of(scaled)))
-
-    def _scale(self, index: int) -> Tensor:
         # As in the official code, "weight" in the name decides: normalisation weights scale, biases do not.
-        parameter = self.structure.parameters[index].detach()
-        return parameter.abs() + self.eta if "weight" in self.structure.names[index] else torch.ones_like(parameter)
+        places = [place for place, index in enumerate(selected) if "weight" in self.structure.names[index]]
+        scales = torch._foreach_abs([self.structure.parameters[selected[place]].detach() for place in places])
+        torch._foreach_add_(scales, self.eta)
+        once = _scaled(gradients, places, scales)
+        return torch._foreach_mul(_scaled(once, places, scales), ratio(self.rho, norm_of(once)))
+
+
+def _scaled(tensors: list[Tensor], places: list[int], scales: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, those at ``places`` times ``scales``."""
+    result = list(tensors)
+    if places:
+        products = torch._foreach_mul([tensors[place] for place in places], list(scales))
+        for place, product in zip(places, products, strict=True):
+            result[place] = product
+    return result
 
 
 @dataclass
@@ -122,8 +130,7 @@ class TrustRatio(Where):
         factor = self.rho * ratio(self.structure.layer_norms(weights), self.structure.layer_norms(padded))
         if self.trust == "printed":
             factor = factor * ratio(1.0, norm_of(gradients))
-        per_layer = factor.unbind()
-        scaled = torch._foreach_mul(gradients, [per_layer[self.structure.layer_of[index]] for index in selected])
+        scaled = torch._foreach_mul(gradients, self.structure.spread(factor, selected, gradients))
         return along(list(scaled), self.rho, normalize=True) if self.trust == "whole" else scaled
 
 
