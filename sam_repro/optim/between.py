@@ -22,6 +22,9 @@ class Between:
     def setup(self, structure: Structure) -> None:
         """Learn the model."""
 
+    def count(self, ascends: bool) -> None:
+        """A step begins, with or without an ascent."""
+
     def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
         """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one.
 
@@ -62,16 +65,23 @@ class Direction(Between):
         self.age = 0  # steps since the ascent
 
     def keep(self, kept: Sequence[int], vector: Sequence[Tensor], scale: Tensor | None) -> None:
-        """Take a new vector; of scaled gradients one that overflowed, whose step will be skipped, gives way to the one before."""
-        self.kept, before, self.age = list(kept), dict(zip(self.kept, self.vector, strict=True)), 0
-        self.vector = list(vector)
+        """Take a new vector; of scaled gradients one that overflowed, whose step will be skipped, gives way to the one before.
+
+        In place where there is one of the same parameters: a recorded step finds it where it was.
+        """
         if scale is not None:
-            finite = torch.isfinite(norm_of(vector))
-            self.vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
+            finite, before = torch.isfinite(norm_of(vector)), dict(zip(self.kept, self.vector, strict=True))
+            vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
+        if self.kept == list(kept) and kept:
+            torch._foreach_copy_(self.vector, list(vector))
+        else:
+            self.kept, self.vector = list(kept), list(vector)
+
+    def count(self, ascends: bool) -> None:
+        self.age = 0 if ascends else self.age + 1
 
     def present(self, gradients: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of the kept parameters that have one, and the vector's parts beside them."""
-        self.age += 1
         pairs = [(g, v) for i, v in zip(self.kept, self.vector, strict=True) if (g := gradients[i]) is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 
@@ -116,6 +126,15 @@ class DecayedPSF(Direction):
     name = "decayed_psf"
     gamma: float
 
+    def setup(self, structure: Structure) -> None:
+        super().setup(structure)
+        first = structure.parameters[0]
+        self.decay = first.new_ones((), dtype=torch.promote_types(first.dtype, torch.float32))  # gamma^age, which a recorded step reads
+
+    def count(self, ascends: bool) -> None:
+        super().count(ascends)
+        self.decay.fill_(self.gamma**self.age)
+
     def remember(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> dict[str, Tensor]:
         psf = torch._foreach_sub(sam, clean)
         self.keep(kept, psf if scale is None else torch._foreach_div(psf, scale), scale)
@@ -124,7 +143,7 @@ class DecayedPSF(Direction):
     def reuse(self, gradients: Sequence[Tensor | None], scale: Tensor | None) -> None:
         present, psf = self.present(gradients)
         if present:
-            decayed = torch._foreach_mul(psf, self.gamma**self.age)
+            decayed = torch._foreach_mul(psf, self.decay)
             torch._foreach_add_(present, decayed if scale is None else torch._foreach_mul(decayed, scale))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..chain import Unperturbed, call
 from ..schema import UserError
-from .method import Method, Report, Step
+from .method import Method, Step
 from .passes import Losses, MicroBatch, Passes, size
 from .structure import Plan, Structure
 
@@ -152,6 +152,13 @@ def _state(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
+class Lesson(NamedTuple):
+    """What of a step is known before it."""
+
+    epoch: int
+    follows: bool  # whether the teacher is to follow the model first
+
+
 class Distillation(Method):
     """The gradient of the loss above: one pass of the model, and none at w + eps."""
 
@@ -165,15 +172,19 @@ class Distillation(Method):
         self.structure = Structure(self.passes.model)
         teacher.setup(self.passes.model, plan)
 
-    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
-        step = Step()
-        epoch = self.step // self.steps_per_epoch
+    def decide(self) -> Lesson:
+        """What the teacher does in the step to come."""
+        follows = self.step > self.followed  # the base optimizer has moved the weights since
+        self.followed = self.step
+        return Lesson(self.step // self.steps_per_epoch, follows)
+
+    def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Lesson) -> Step:
+        step, epoch = Step(), decision.epoch
         places = indices if isinstance(indices, list) else [indices]
         if len(places) != len(batches):
             raise UserError(f"{len(batches)} micro-batches need as many indices=, a list, not {len(places)}.")
-        if self.step > self.followed:  # the base optimizer has moved the weights since
+        if decision.follows:
             self.teacher.follow(self.passes.model)
-            self.followed = self.step
         for batch, place in zip(batches, places, strict=True):
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
@@ -189,8 +200,8 @@ class Distillation(Method):
             self.teacher.listen(place, step.outputs[batch.place][0], epoch)
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
-        norms = self._norms(gradients)
-        return self._report(step, norms, [])
+        step.norms = self._norms(gradients)
+        return step
 
     def _trajectory(self, outputs: Tensor, weights: Tensor | None, said: Tensor, there: Tensor | None) -> Tensor:
         """The second term: lam tau^2 KL(softmax(said / tau) || softmax(outputs / tau)), the mean over the batch.

@@ -43,6 +43,14 @@ class _First(NamedTuple):
     losses: Tensor
 
 
+class Decision(NamedTuple):
+    """What of a step the host decides."""
+
+    selected: list[int]  # the parameters that the ascent perturbs; none: there is no ascent
+    candidates: list[int]  # those that one would perturb
+    undecided: bool = False  # the gradient at w is to decide about the ascent
+
+
 class Gradient(Method):
     """The method that its answers to the four questions make, on a model."""
 
@@ -71,23 +79,47 @@ class Gradient(Method):
         if when.needs_gradient and samples.name == "micro":
             raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
 
-    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
-        step = Step()
-        selected = self._ascend(batches, step)
+    def decide(self) -> Decision:
+        """Whether the step makes an ascent, and on which parameters."""
+        if self.when.needs_gradient:
+            return Decision([], self._everything, undecided=True)
+        ascends = self.when.ascends(self.step)
+        self.between.count(ascends)
+        candidates = self._selected() if ascends or self.when.weighs else []
+        return Decision(candidates if ascends else [], candidates)
+
+    def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Decision) -> Step:
+        step = Step(decision.selected)
+        if decision.undecided:
+            self._ascend_if_decided(batches, step)
+        elif step.selected:
+            self._ascend(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
-        norms = self._norms(gradients)
-        self.where.observe(norms)
+        step.norms = self._norms(gradients)
+        if self.when.weighs:
+            clean = step.clean if step.selected else [gradients[index] for index in decision.candidates]
+            step.measured = self.when.weigh(self._unscaled([g for g in clean if g is not None]))
         if self.watch:
-            step.watched = self._watched(selected, step.clean, gradients)
-        report = self._report(step, norms, selected)
-        if selected:
-            report.reused = self._combine(selected, step.clean, [gradients[index] for index in selected])
+            step.watched = self._watched(step.selected, step.clean, gradients)
+        return step
+
+    def hear(self, step: Step) -> None:
+        self.where.observe(step.norms)
+
+    def combine(self, step: Step) -> None:
+        gradients = self.structure.gradients()
+        if step.selected:
+            self._combine(step, [gradients[index] for index in step.selected])
         else:
             self.between.reuse(gradients, self._scale())
-        return report
+
+    def report(self, step: Step) -> Report:
+        if step.measured is not None:
+            self.when.observe(step.measured)
+        return super().report(step)
 
     # -- the passes ----------------------------------------------------------------------------------------------------
 
@@ -100,45 +132,42 @@ class Gradient(Method):
                 self.passes.backward(loss, batch)
             step.saw(loss, outputs, batch)
 
-    def _ascend(self, batches: Sequence[MicroBatch], step: Step) -> list[int]:
-        """The gradient at w + eps, where this step makes an ascent: the parameters that were perturbed, or none."""
-        if self.when.needs_gradient:
-            return self._ascend_if_decided(batches, step)
-        selected = self._selected() if self.when.ascends(self.step) else []
-        groups = self.samples.groups(batches) if selected else []
-        step.clean = [None] * len(selected)
+    def _ascend(self, batches: Sequence[MicroBatch], step: Step) -> None:
+        """The gradient at w + eps."""
+        groups = self.samples.groups(batches)
+        step.clean = [None] * len(step.selected)
         for group in groups:
-            start = self._start(group, selected)
-            found, weight, firsts = self._first_pass(group, selected, start, step)
+            start = self._start(group, step.selected)
+            found, weight, firsts = self._first_pass(group, step.selected, start, step)
             if self._needs_clean:
                 share = sum(batch.share for batch in group)
                 step.clean = _sum(step.clean, [g if g is None else weighted(g, share) for g in found])
             ascent = self.passes.mean_over_replicas(found, weight) if self._one_scope else divided(found, weight)
-            self._second_pass(group, firsts, selected, ascent, start, last=group is groups[-1])
+            self._second_pass(group, firsts, step.selected, ascent, start, last=group is groups[-1])
         if self._needs_clean:
             # What enters the update must be the same on all replicas, like the gradients that the wrapper sums.
             step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean, step.weight)
-        return selected
 
-    def _ascend_if_decided(self, batches: Sequence[MicroBatch], step: Step) -> list[int]:
+    def _ascend_if_decided(self, batches: Sequence[MicroBatch], step: Step) -> None:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
-        everything = [index for index, p in enumerate(self.structure.parameters) if p.requires_grad]
+        everything = self._everything
         found, weight, firsts = self._first_pass(batches, everything, 0, step)
         ascent = dict(zip(everything, self.passes.mean_over_replicas(found, weight), strict=True))
         selected = [index for index in self._selected() if ascent[index] is not None]
         present = self._unscaled([g for index in selected if (g := ascent[index]) is not None])
-        if not selected or not self.when.decides(self.step, present):
+        ascends = bool(selected) and self.when.decides(self.step, present)
+        self.between.count(ascends)
+        if not ascends:
             for index, g in ascent.items():
                 self.structure.parameters[index].grad = g
-            return []
-        step.clean = [ascent[index] for index in selected]
+            return
+        step.selected, step.clean = selected, [ascent[index] for index in selected]
         if not self._one_scope:
             ascent = dict(zip(everything, divided(found, weight), strict=True))
         self._second_pass(batches, firsts, selected, [ascent[index] for index in selected], 0, last=True)
-        return selected
 
     def _first_pass(
-        self, group: Sequence[MicroBatch], selected: list[int], start: int, step: Step
+        self, group: Sequence[MicroBatch], selected: Sequence[int], start: int, step: Step
     ) -> tuple[Gradients, Weight, list[_First]]:
         """The gradient of the group's mean loss at w, of the selected parameters alone, and the weight to divide it by."""
         parameters = [self.structure.parameters[index] for index in selected]
@@ -163,7 +192,7 @@ class Gradient(Method):
         return ascent, weight, firsts
 
     def _second_pass(
-        self, group: Sequence[MicroBatch], firsts: list[_First], selected: list[int], ascent: Gradients, start: int, *, last: bool
+        self, group: Sequence[MicroBatch], firsts: list[_First], selected: Sequence[int], ascent: Gradients, start: int, *, last: bool
     ) -> None:
         """The gradient of all parameters at w + eps, added to ``.grad``."""
         passes = self.passes
@@ -189,7 +218,7 @@ class Gradient(Method):
 
     # -- their settings ------------------------------------------------------------------------------------------------
 
-    def _start(self, group: Sequence[MicroBatch], selected: list[int]) -> int:
+    def _start(self, group: Sequence[MicroBatch], selected: Sequence[int]) -> int:
         """The first stage that both passes have to run.
 
         What comes before the first perturbed stage is the same in both: once is enough. Not for accumulated micro-batches,
@@ -204,7 +233,7 @@ class Gradient(Method):
         parameters = self.structure.parameters
         return [i for i in self.where.select() if parameters[i].requires_grad and not isinstance(parameters[i], Unperturbed)]
 
-    def _perturbed(self, selected: list[int], ascent: Gradients) -> AbstractContextManager[None]:
+    def _perturbed(self, selected: Sequence[int], ascent: Gradients) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
         moved = [(index, g) for index, g in zip(selected, ascent, strict=True) if g is not None]
         if not moved:
@@ -217,6 +246,10 @@ class Gradient(Method):
         return self.passes.statistics_kept() if self.bn == "clean" else nullcontext()
 
     @property
+    def _everything(self) -> list[int]:
+        return [index for index, p in enumerate(self.structure.parameters) if p.requires_grad]
+
+    @property
     def _one_scope(self) -> bool:
         """Whether all replicas share one perturbation; micro-batches have their own in any case."""
         return self.scope == "batch" and self.samples.name != "micro"
@@ -227,25 +260,25 @@ class Gradient(Method):
 
     # -- the gradient --------------------------------------------------------------------------------------------------
 
-    def _combine(self, selected: list[int], clean: Gradients, sam: Gradients) -> dict[str, Tensor]:
+    def _combine(self, step: Step, sam: Gradients) -> None:
         """What is remembered of both gradients; then (1 - alpha) g + alpha g' in place of g' (KDD'24, Eq. 2).
 
-        Where one of the two is missing, g' stays. Returns the sizes of what is remembered.
+        Where one of the two is missing, g' stays.
         """
         if not self._needs_clean:
-            return {}
-        both = [(i, c, s) for i, c, s in zip(selected, clean, sam, strict=True) if c is not None and s is not None]
+            return
+        both = [(i, c, s) for i, c, s in zip(step.selected, step.clean, sam, strict=True) if c is not None and s is not None]
         if not both:
-            return {}
+            return
         kept, cleans, sams = [i for i, _, _ in both], [c for _, c, _ in both], [s for _, _, s in both]
         scale = self._scale()
-        self.when.observe(kept, cleans, sams, scale)
-        sizes = self.between.remember(kept, cleans, sams, scale)
+        if not self.when.weighs:
+            step.measured = self.when.measure(kept, cleans, sams, scale)
+        step.reused = self.between.remember(kept, cleans, sams, scale)
         if self.mix != 1.0:
             torch._foreach_lerp_(sams, cleans, 1.0 - self.mix)
-        return sizes
 
-    def _watched(self, selected: list[int], clean: Gradients, gradients: Gradients) -> Watched:
+    def _watched(self, selected: Sequence[int], clean: Gradients, gradients: Gradients) -> Watched:
         """What the gradients of this step say of it. Micro-batches have a perturbation each, so there is no one curvature."""
         both = [(i, c, s) for i, c in zip(selected, clean, strict=True) if c is not None and (s := gradients[i]) is not None]
         if not both:

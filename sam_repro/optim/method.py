@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,13 +35,17 @@ class Report:
 
 @dataclass
 class Step:
-    """The running sums of one call of ``backward``."""
+    """What one call of ``backward`` finds: running sums and results, on the device."""
 
+    selected: Sequence[int] = ()  # the parameters that were perturbed
     clean: Gradients = field(default_factory=list)  # of the selected parameters
     loss: Tensor | None = None  # to be divided by
     weight: Weight = 0.0  # of the samples seen
     outputs: dict[int, list[Any]] = field(default_factory=dict)
+    norms: Tensor = field(init=False)  # of the layers' gradient
+    measured: Tensor | None = None  # for what decides about later steps
     watched: Watched | None = None
+    reused: Mapping[str, Tensor] = field(default_factory=dict)
 
     def saw(self, loss: Mean, outputs: Any, batch: MicroBatch) -> None:
         """The outputs of a pass at w, and their part of the step's loss."""
@@ -84,24 +89,46 @@ class Method:
                 return losses / weights.where(weights != 0, 1), weights
         """
         batches = _batches(inputs, targets)
-        parameters = self.structure.parameters
         self.passes.begin(criterion, scaler, sum(size(batch.inputs) for batch in batches))
-        kept = self.structure.gradients()  # what was accumulated before; the method needs its own gradient alone
+        decision = self.decide()
+        with self.alone():
+            step = self.differentiate(batches, indices, decision)
+            self.hear(step)
+            self.combine(step)
+        self.step += 1
+        return self.report(step)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Here the method's gradient alone is in ``.grad``; afterwards what was accumulated before is added, also if it fails."""
+        parameters = self.structure.parameters
+        kept = self.structure.gradients()
         for p in parameters:
             p.grad = None
         try:
-            report = self._compute(batches, indices)
+            yield
         except BaseException:
             for p in parameters:
                 p.grad = None
             raise
         finally:
             _add(parameters, kept)
-        self.step += 1
-        return report
 
-    def _compute(self, batches: Sequence[MicroBatch], indices: Any) -> Report:
+    # A step in its parts. What changes from step to step is decided on the host, first; from then on nothing but numbers does.
+
+    def decide(self) -> Any:
+        """What the step to come does."""
         raise NotImplementedError
+
+    def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Any) -> Step:
+        """The passes of the step, on the device: the gradient of the last one in ``.grad``."""
+        raise NotImplementedError
+
+    def hear(self, step: Step) -> None:
+        """See on the host what the passes found; without waiting for it."""
+
+    def combine(self, step: Step) -> None:
+        """Make the method's gradient of it, in ``.grad``, on the device."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on beside weights, base optimizer and random number generators."""
@@ -122,19 +149,21 @@ class Method:
         scale: Tensor = self.passes.scaler.scale(torch.ones((), device=self.structure.parameters[0].device))
         return scale
 
-    def _report(self, step: Step, norms: Tensor, selected: Sequence[int]) -> Report:
+    def report(self, step: Step) -> Report:
+        """What to tell of the step."""
         outputs = [parts[0] if len(parts) == 1 else _joined(parts) for parts in step.outputs.values()]
         (loss,) = divided([step.loss], step.weight)
         assert loss is not None
         return Report(
             loss=loss,
             outputs=outputs[0] if len(outputs) == 1 else outputs,
-            ascended=bool(selected),
-            layers=[self.structure.layers[index].name for index in sorted({self.structure.layer_of[i] for i in selected})],
-            layer_norms=norms,
+            ascended=bool(step.selected),
+            layers=[self.structure.layers[index].name for index in sorted({self.structure.layer_of[i] for i in step.selected})],
+            layer_norms=step.norms,
             forward_units=self.passes.forward_units,
             backward_units=self.passes.backward_units,
             watched=step.watched,
+            reused=step.reused,
         )
 
     def _norms(self, gradients: Gradients) -> Tensor:

@@ -48,6 +48,7 @@ class Structure:
         self.layer_of = [index for index, layer in enumerate(self.layers) for _ in layer.parameters]
         self._parameters_of_layer = tuple(len(layer.parameters) for layer in self.layers)
         self._on_device: dict[tuple[int, ...], Tensor] = {}
+        self._kept(self._parameters_of_layer, self.parameters[0].device)
 
     def parameters_of(self, chosen: Iterable[int]) -> list[int]:
         """The indices of the parameters of the layers ``chosen`` (layer indices)."""

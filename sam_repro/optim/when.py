@@ -22,8 +22,17 @@ class When:
     """Decides for every step whether it makes an ascent."""
 
     name: ClassVar[str]
-    needs_gradient: ClassVar[bool] = False  # decides by the gradient at w, by ``decides`` instead of ``ascends``
-    needs_clean: ClassVar[bool] = False  # ``observe`` wants the gradient at w
+    needs_clean: ClassVar[bool] = False  # ``measure`` or ``weigh`` wants the gradient at w of a step with an ascent
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether it decides by the gradient at w, by ``decides`` instead of ``ascends``."""
+        return False
+
+    @property
+    def weighs(self) -> bool:
+        """Whether ``weigh`` is to be asked."""
+        return False
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         """Learn the model and the training; UserError if the option needs more, or does not fit."""
@@ -36,8 +45,18 @@ class When:
         """The same, with the gradient at w of the parameters that would be perturbed."""
         raise NotImplementedError
 
-    def observe(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
-        """See the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if there is one."""
+    def weigh(self, gradients: list[Tensor]) -> Tensor | None:
+        """What later decisions need to know of the gradient at w of a step, with or without an ascent; on the device."""
+
+    def measure(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> Tensor | None:
+        """What they need to know of an ascent; on the device.
+
+        ``clean`` and ``sam`` are the gradients at w and at w + eps of the perturbed parameters ``kept``, times ``scale`` if
+        there is one.
+        """
+
+    def observe(self, measured: Tensor) -> None:
+        """See what a step measured or weighed."""
 
     @property
     def rate(self) -> float | None:
@@ -105,23 +124,45 @@ class Window(When):
 class GradientNorm(When):
     """AE-SAM (Jiang et al. 2023): where the squared gradient norm stands out of its moving mean.
 
-    The decision needs a number of this step, so the host waits for the device once a step.
+    The decision needs a number of this step, so the host waits for the device once a step. With a ``lag`` of 1 it takes the
+    norm of the step before, which has arrived by then; the first step then makes no ascent.
     """
 
     name = "gradient_norm"
-    needs_gradient = True
+    needs_clean = True
     lambda1: float
     lambda2: float
     delta: float
+    lag: int
+
+    @property
+    def needs_gradient(self) -> bool:
+        return not self.lag
+
+    @property
+    def weighs(self) -> bool:
+        return bool(self.lag)
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         if plan.total_steps is None:
             raise UserError("when=gradient_norm moves its threshold over the training: give total_steps=.")
         self.total_steps = plan.total_steps
         self.mean, self.variance = 0.0, math.exp(-10)
+        self._arriving: HostCopy | None = None
 
     def decides(self, step: int, gradients: Sequence[Tensor]) -> bool:
-        square = norm_of(gradients).square().item()  # the host waits here
+        return self._stands_out(step, norm_of(gradients).square().item())  # the host waits here
+
+    def ascends(self, step: int) -> bool:
+        return self._arriving is not None and self._stands_out(step, self._arriving.value().item())
+
+    def weigh(self, gradients: list[Tensor]) -> Tensor:
+        return norm_of(gradients).square()
+
+    def observe(self, measured: Tensor) -> None:
+        self._arriving = HostCopy(measured)
+
+    def _stands_out(self, step: int, square: float) -> bool:
         if not math.isfinite(square):  # an overflow under fp16: the step will be skipped
             return False
         self.mean = self.delta * self.mean + (1 - self.delta) * square
@@ -131,10 +172,13 @@ class GradientNorm(When):
         return square >= self.mean + threshold * math.sqrt(self.variance)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"mean": self.mean, "variance": self.variance}
+        arriving = None if self._arriving is None else self._arriving.value().clone()
+        return {"mean": self.mean, "variance": self.variance, "arriving": arriving}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean, self.variance = state["mean"], state["variance"]
+        arriving = state.get("arriving")
+        self._arriving = None if arriving is None else HostCopy(arriving.cpu())
 
 
 @dataclass
@@ -177,13 +221,16 @@ class Variation(When):
         self.taken += sampling
         return sampling
 
-    def observe(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> None:
+    def measure(self, kept: Sequence[int], clean: list[Tensor], sam: list[Tensor], scale: Tensor | None) -> Tensor:
         # "the last few layers of the model also capture the changes"; all where none of them was perturbed
         chosen = [place for place, index in enumerate(kept) if index in self.measured] or range(len(kept))
         sgd = [clean[place] for place in chosen]
         psf = torch._foreach_sub([sam[place] for place in chosen], sgd)
         norms = torch.stack([norm_of(psf), norm_of(sgd)])
-        self._on_their_way.append(HostCopy(norms if scale is None else norms / scale))
+        return norms if scale is None else norms / scale
+
+    def observe(self, measured: Tensor) -> None:
+        self._on_their_way.append(HostCopy(measured))
 
     @property
     def rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -138,7 +139,8 @@ class TrustRatio(Where):
 class Layers(Where):
     """r g on the k layers whose gradient was largest in the last pass (KDD'24, Eq. 6 and Algorithm 1).
 
-    ``normalize``: r g/|g|, with |g| over what is perturbed.
+    ``normalize``: r g/|g|, with |g| over what is perturbed. The host has to know the layers before it can go on: it waits for
+    their numbers once a step. With a ``lag`` of 1 they are those of the step before the last, which have arrived by then.
     """
 
     name = "layers"
@@ -147,6 +149,7 @@ class Layers(Where):
     criterion: str
     normalize: bool
     tensors: str
+    lag: int
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
@@ -158,7 +161,8 @@ class Layers(Where):
         # Line 2: all norms are equal before the first step. A tie goes to the output, where the paper finds the largest norms,
         # and with ``low`` to the input.
         tied = range(self.count) if self.criterion == "low" else range(total - self.count, total)
-        self._chosen: list[int] | HostCopy = self._drawn() if self.criterion == "random" else list(tied)
+        self._chosen = self._drawn() if self.criterion == "random" else list(tied)
+        self._arriving: deque[HostCopy] = deque()  # the choices of the last steps
 
     def select(self) -> list[int]:
         """Line 4: w' <- k layers with the top gradient norms."""
@@ -171,9 +175,9 @@ class Layers(Where):
 
     @property
     def chosen(self) -> list[int]:
-        """The layers to perturb next; reading it waits for the one small copy from the device."""
-        if isinstance(self._chosen, HostCopy):
-            self._chosen = sorted(self._chosen.value().tolist())
+        """The layers to perturb next."""
+        if len(self._arriving) > self.lag:
+            self._chosen = sorted(self._arriving.popleft().value().tolist())  # waits for the one small copy from the device
         return self._chosen
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
@@ -186,13 +190,16 @@ class Layers(Where):
         if self.criterion == "random":
             self._chosen = self._drawn()
         else:
-            self._chosen = HostCopy(layer_norms.topk(self.count, largest=self.criterion == "high").indices)
+            self._arriving.append(HostCopy(layer_norms.topk(self.count, largest=self.criterion == "high").indices))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"chosen": self.chosen, "generator": self._generator.get_state()}
+        chosen = list(self.chosen)
+        arriving = [copy.value().clone() for copy in self._arriving]
+        return {"chosen": chosen, "arriving": arriving, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._chosen = list(state["chosen"])
+        self._arriving = deque(HostCopy(choice.cpu()) for choice in state.get("arriving", []))
         self._generator.set_state(state["generator"])
 
 
