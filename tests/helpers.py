@@ -79,6 +79,7 @@ METHODS = [
     ("layerwise", {"k": 2, "r": 0.3, "normalize": True, "tensors": "weights"}),
     ("layerwise", {"k": 2, "r": 0.3, "tensors": "weights"}),
     ("layerwise", {"k": "all", "r": 0.3, "alpha": 0.6}),
+    ("layerwise", {"k": 2, "r": 0.3, "lag": 1}),
     ("sam_n", {"rho": 0.1, "n": 3}),
     ("asam", {"rho": 0.5, "eta": 0.01}),
     ("looksam", {"rho": 0.1, "k": 3, "alpha": 0.7}),
@@ -87,6 +88,7 @@ METHODS = [
     ("layersam", {"rho": 0.05, "trust": "whole"}),
     ("looklayersam", {"rho": 0.2, "k": 4, "alpha": 0.6, "trust": "printed"}),
     ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}),
+    ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2, "lag": 1}),
     ("vsam", {"rho": 0.1, "gamma": 0.8, "start": 2, "s1": 10.0, "N": 20}),
     ("vsam_a", {"rho": 0.1, "start": 2, "s1": 10.0, "N": 20}),
     ("msam", {"rho": 0.1, "m": 4}),
@@ -112,12 +114,12 @@ def places(step, n=12):
 class Reference:
     """Two full passes, written from the formulas, on a model of its own."""
 
-    def __init__(self, name, model, *, rho=0.05, r=0.1, alpha=0.8, k=None, criterion="high", normalize=False, tensors="all"):
+    def __init__(self, name, model, *, rho=0.05, r=0.1, alpha=0.8, k=None, criterion="high", normalize=False, tensors="all", lag=0):
         self.name, self.model, self.rho, self.r, self.alpha = name, model, rho, r, alpha
         self.k, self.criterion, self.normalize, self.tensors = k, criterion, normalize, tensors
         self.groups = [[i for i, p in enumerate(model.parameters()) if any(p is q for q in layer.parameters)] for layer in layers(model)]
-        self.norms = [0.0] * len(self.groups)
-        self.first = True
+        self.norms = []  # of every step so far
+        self.lag = lag
         self.sampled = []  # whether each step made an ascent, told by the test
 
     def gradient(self, x, y):
@@ -127,9 +129,9 @@ class Reference:
             return g
         chosen, alpha, scale = everything, self.alpha, self.r
         if self.name == "layerwise" and self.k != "all":
-            order = sorted(range(len(self.groups)), key=lambda i: self.norms[i], reverse=self.criterion == "high")
+            norms = self.norms[-1 - self.lag] if len(self.norms) > self.lag else [0.0] * len(self.groups)
             ties = range(len(self.groups)) if self.criterion == "low" else reversed(range(len(self.groups)))
-            picked = list(ties)[: self.k] if self.first else order[: self.k]
+            picked = sorted(ties, key=lambda i: norms[i], reverse=self.criterion == "high")[: self.k]
             chosen = {index for layer in picked for index in self.groups[layer]}
         if self.tensors == "weights":
             chosen = {index for index in chosen if g[index].ndim > 1}
@@ -140,8 +142,7 @@ class Reference:
             scale = self.r / norm
         moved = shifted(self.model, chosen, [scale * t for t in g])
         _, sam = plain_gradient(moved, x, y, train_statistics=False)
-        self.norms = [torch.sqrt(sum(sam[i].square().sum() for i in group)).item() for group in self.groups]
-        self.first = False
+        self.norms.append([torch.sqrt(sum(sam[i].square().sum() for i in group)).item() for group in self.groups])
         return [(1 - alpha) * a + alpha * b if i in chosen else b for i, (a, b) in enumerate(zip(g, sam, strict=True))]
 
 
@@ -210,7 +211,11 @@ class Family(Reference):
 
     def aesam(self, x, y):
         _, g = plain_gradient(self.model, x, y, train_statistics=True)
-        square, delta = total_norm(g).item() ** 2, self.knobs["delta"]
+        self.norms.append(total_norm(g).item() ** 2)
+        delta, lag = self.knobs["delta"], self.knobs.get("lag", 0)
+        if len(self.norms) <= lag:
+            return g
+        square = self.norms[-1 - lag]
         self.mean = delta * self.mean + (1 - delta) * square
         self.variance = delta * self.variance + (1 - delta) * (square - self.mean) ** 2
         c = self.t / self.total_steps * self.knobs["lambda1"] + (1 - self.t / self.total_steps) * self.knobs["lambda2"]

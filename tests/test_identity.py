@@ -42,9 +42,20 @@ def test_a_new_key_counts_once_it_is_not_neutral():
     def run_id(*words):
         return identity(compose(["device=cpu", *words]))
 
-    others = ["score_every=2", "drop_last=true", "decay_in_loss=true", "normalize=true", "tensors=weights", "model.zero_gamma=true"]
+    others = [
+        "score_every=2",
+        "drop_last=true",
+        "decay_in_loss=true",
+        "graphs=true",
+        "lag=1",
+        "normalize=true",
+        "tensors=weights",
+        "model.zero_gamma=true",
+    ]
     assert len({run_id(), *map(run_id, others)}) == 1 + len(others)
-    assert run_id("score_every=1", "drop_last=false", "normalize=false", "tensors=all", "model.init=he") == run_id()
+    assert (
+        run_id("score_every=1", "drop_last=false", "graphs=false", "lag=0", "normalize=false", "tensors=all", "model.init=he") == run_id()
+    )
 
 
 def test_every_neutral_value_is_one_that_the_field_can_have():

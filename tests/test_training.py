@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sam_repro.config import compose
+from sam_repro.optim import StaticStep
 from sam_repro.schema import UserError
 from sam_repro.train.base import base_optimizer, schedule
 from sam_repro.train.job import Job
@@ -215,3 +216,22 @@ def test_the_trainer_gives_every_method_what_it_needs(method):
         row, layers = record.close()
     assert row["steps"] == 5
     assert len(layers) == 20
+
+
+@pytest.mark.parametrize("words", ["optimizer=layerwise k=2", "optimizer=looksam precision=bf16", "optimizer=vsam accumulate=2 clip=1"])
+def test_a_training_of_static_steps_has_the_same_numbers(words):
+    """On the CPU they are recorded nowhere; on a GPU the same steps are."""
+    rows = []
+    for graphs in ("false", "true"):
+        subject = job(*words.split(), "train_fraction=0.2", f"graphs={graphs}")
+        record = EpochRecord(subject)
+        train_epoch(subject, record)
+        row, layers = record.close()
+        rows.append(({key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}, layers))
+        assert isinstance(subject.stepper, StaticStep) == (graphs == "true")
+    assert rows[0] == rows[1]
+
+
+def test_graphs_are_refused_where_the_method_or_the_model_has_no_static_step():
+    with pytest.raises(UserError, match="graphs=true does not go with this method: every epoch writes its logits"):
+        job("optimizer=saf", "graphs=true")

@@ -20,9 +20,10 @@ from .distill import Distillation
 from .gradient import Gradient
 from .host import HostCopy
 from .method import Method, Report
+from .static import StaticStep
 from .structure import Plan
 
-__all__ = ["Distillation", "Gradient", "HostCopy", "Method", "Plan", "Report", "UserError", "build", "create", "settings"]
+__all__ = ["Distillation", "Gradient", "HostCopy", "Method", "Plan", "Report", "StaticStep", "UserError", "build", "create", "settings"]
 
 
 def create(

@@ -8,7 +8,7 @@ SAF's teacher is a bank of the logits that each sample had ``delay`` epochs ago;
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -28,6 +28,7 @@ class Teacher:
 
     name: ClassVar[str]
     forward_units: ClassVar[float]  # of asking it
+    varies: ClassVar[str] = ""  # why no recorded step could serve another one
     lam: float
     tau: float
     start: int
@@ -68,6 +69,7 @@ class Bank(Teacher):
 
     name = "bank"
     forward_units = 0.0
+    varies = "every epoch writes its logits to another place"
     lam: float
     tau: float
     start: int
@@ -157,6 +159,7 @@ class Lesson(NamedTuple):
 
     epoch: int
     follows: bool  # whether the teacher is to follow the model first
+    selected: Sequence[int] = ()  # nothing is perturbed
 
 
 class Distillation(Method):
@@ -177,6 +180,13 @@ class Distillation(Method):
         follows = self.step > self.followed  # the base optimizer has moved the weights since
         self.followed = self.step
         return Lesson(self.step // self.steps_per_epoch, follows)
+
+    @property
+    def varies(self) -> str:
+        return "several processes take part in a step" if self.passes.replica is not None else self.teacher.varies
+
+    def recorded(self, decision: Lesson) -> tuple[Hashable, Lesson]:
+        return (decision.follows, decision.epoch > self.teacher.start), decision
 
     def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Lesson) -> Step:
         step, epoch = Step(), decision.epoch

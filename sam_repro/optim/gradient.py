@@ -16,7 +16,7 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ class Decision(NamedTuple):
     selected: list[int]  # the parameters that the ascent perturbs; none: there is no ascent
     candidates: list[int]  # those that one would perturb
     undecided: bool = False  # the gradient at w is to decide about the ascent
+    mask: Tensor | None = None  # (layers,), in a recorded step: 0 for those that are selected for the sake of other steps alone
 
 
 class Gradient(Method):
@@ -88,8 +89,25 @@ class Gradient(Method):
         candidates = self._selected() if ascends or self.when.weighs else []
         return Decision(candidates if ascends else [], candidates)
 
+    @property
+    def varies(self) -> str:
+        if self.passes.replica is not None:
+            return "several processes take part in a step"
+        if self.when.needs_gradient:
+            return "a step's own gradient decides whether it makes an ascent (lag=1 decides before it)"
+        if self.where.name == "layers" and (self.between.needs_clean or self.when.needs_clean):
+            return "what it remembers is of other layers in each step"
+        return self.where.varies
+
+    def recorded(self, decision: Decision) -> tuple[Hashable, Decision]:
+        if not decision.selected:
+            return "plain", decision
+        selected, mask = self.where.recorded(decision.selected)
+        key = self.structure.first_stage(selected) if mask is not None else "ascent"
+        return key, decision._replace(selected=self._perturbable(selected), mask=mask)
+
     def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Decision) -> Step:
-        step = Step(decision.selected)
+        step = Step(decision.selected, decision.mask)
         if decision.undecided:
             self._ascend_if_decided(batches, step)
         elif step.selected:
@@ -143,7 +161,7 @@ class Gradient(Method):
                 share = sum(batch.share for batch in group)
                 step.clean = _sum(step.clean, [g if g is None else weighted(g, share) for g in found])
             ascent = self.passes.mean_over_replicas(found, weight) if self._one_scope else divided(found, weight)
-            self._second_pass(group, firsts, step.selected, ascent, start, last=group is groups[-1])
+            self._second_pass(group, firsts, step, ascent, start, last=group is groups[-1])
         if self._needs_clean:
             # What enters the update must be the same on all replicas, like the gradients that the wrapper sums.
             step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean, step.weight)
@@ -164,7 +182,7 @@ class Gradient(Method):
         step.selected, step.clean = selected, [ascent[index] for index in selected]
         if not self._one_scope:
             ascent = dict(zip(everything, divided(found, weight), strict=True))
-        self._second_pass(batches, firsts, selected, [ascent[index] for index in selected], 0, last=True)
+        self._second_pass(batches, firsts, step, [ascent[index] for index in selected], 0, last=True)
 
     def _first_pass(
         self, group: Sequence[MicroBatch], selected: Sequence[int], start: int, step: Step
@@ -192,11 +210,11 @@ class Gradient(Method):
         return ascent, weight, firsts
 
     def _second_pass(
-        self, group: Sequence[MicroBatch], firsts: list[_First], selected: Sequence[int], ascent: Gradients, start: int, *, last: bool
+        self, group: Sequence[MicroBatch], firsts: list[_First], step: Step, ascent: Gradients, start: int, *, last: bool
     ) -> None:
         """The gradient of all parameters at w + eps, added to ``.grad``."""
         passes = self.passes
-        with self._perturbed(selected, ascent):
+        with self._perturbed(step, ascent):
             for batch, first in zip(group, firsts, strict=True):
                 state, descending = first.state, batch
                 if self.samples.chooses:
@@ -229,17 +247,22 @@ class Gradient(Method):
         return self.structure.first_stage(selected) if reuse else 0
 
     def _selected(self) -> list[int]:
+        return self._perturbable(self.where.select())
+
+    def _perturbable(self, indices: Sequence[int]) -> list[int]:
         """The parameters to perturb, less those that were frozen in the meantime."""
         parameters = self.structure.parameters
-        return [i for i in self.where.select() if parameters[i].requires_grad and not isinstance(parameters[i], Unperturbed)]
+        return [i for i in indices if parameters[i].requires_grad and not isinstance(parameters[i], Unperturbed)]
 
-    def _perturbed(self, selected: Sequence[int], ascent: Gradients) -> AbstractContextManager[None]:
+    def _perturbed(self, step: Step, ascent: Gradients) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
-        moved = [(index, g) for index, g in zip(selected, ascent, strict=True) if g is not None]
+        moved = [(index, g) for index, g in zip(step.selected, ascent, strict=True) if g is not None]
         if not moved:
             return nullcontext()
         chosen = [index for index, _ in moved]
         perturbation = self.where.perturbation(chosen, self._unscaled([g for _, g in moved]))
+        if step.mask is not None:
+            perturbation = torch._foreach_mul(perturbation, self.structure.spread(step.mask, chosen, perturbation))
         return perturbed([self.structure.parameters[index] for index in chosen], perturbation)
 
     def _statistics(self) -> AbstractContextManager[None]:
@@ -276,7 +299,8 @@ class Gradient(Method):
             step.measured = self.when.measure(kept, cleans, sams, scale)
         step.reused = self.between.remember(kept, cleans, sams, scale)
         if self.mix != 1.0:
-            torch._foreach_lerp_(sams, cleans, 1.0 - self.mix)
+            alpha = 1.0 - self.mix
+            torch._foreach_lerp_(sams, cleans, alpha if step.mask is None else self.structure.spread(alpha * step.mask, kept, sams))
 
     def _watched(self, selected: Sequence[int], clean: Gradients, gradients: Gradients) -> Watched:
         """What the gradients of this step say of it. Micro-batches have a perturbation each, so there is no one curvature."""

@@ -1,4 +1,4 @@
-"""A value on its way from the device to the host, without making the host wait for the device."""
+"""Values on their way between device and host, without making the host wait for the device."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def values(copies: Sequence[HostCopy]) -> list[Tensor]:
     if copies:
         copies[-1].value()
     return [copy._copy for copy in copies]
+
+
+def send(numbers: Sequence[float], to: Tensor) -> None:
+    """Write the numbers into a tensor on the device; out of pinned memory, so that the host does not wait."""
+    source = torch.tensor(numbers, dtype=to.dtype)
+    to.copy_(source.pin_memory() if to.is_cuda else source, non_blocking=True)

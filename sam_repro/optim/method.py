@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +38,7 @@ class Step:
     """What one call of ``backward`` finds: running sums and results, on the device."""
 
     selected: Sequence[int] = ()  # the parameters that were perturbed
+    mask: Tensor | None = None  # (layers,): 0 for those that are among them but were to stay
     clean: Gradients = field(default_factory=list)  # of the selected parameters
     loss: Tensor | None = None  # to be divided by
     weight: Weight = 0.0  # of the samples seen
@@ -88,15 +89,23 @@ class Method:
                 weights = class_weights[targets.where(targets != ignored, 0)] * (targets != ignored)
                 return losses / weights.where(weights != 0, 1), weights
         """
-        batches = _batches(inputs, targets)
-        self.passes.begin(criterion, scaler, sum(size(batch.inputs) for batch in batches))
-        decision = self.decide()
+        return self.take(self.decide(), inputs, targets, criterion, indices, scaler)
+
+    def take(self, decision: Any, inputs: Any, targets: Any, criterion: Criterion, indices: Any, scaler: Any) -> Report:
+        """The step that was decided; arguments as of ``backward``."""
+        batches = self.begin(inputs, targets, criterion, scaler)
         with self.alone():
             step = self.differentiate(batches, indices, decision)
             self.hear(step)
             self.combine(step)
         self.step += 1
         return self.report(step)
+
+    def begin(self, inputs: Any, targets: Any, criterion: Criterion, scaler: Any) -> list[MicroBatch]:
+        """Start to count what the step costs; its batches."""
+        batches = _batches(inputs, targets)
+        self.passes.begin(criterion, scaler, sum(size(batch.inputs) for batch in batches))
+        return batches
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -118,6 +127,15 @@ class Method:
 
     def decide(self) -> Any:
         """What the step to come does."""
+        raise NotImplementedError
+
+    @property
+    def varies(self) -> str:
+        """Why no recorded step could serve another one, as half a sentence; empty where one can."""
+        raise NotImplementedError
+
+    def recorded(self, decision: Any) -> tuple[Hashable, Any]:
+        """Which recorded step serves, where one can, and what that one does in place of what was decided."""
         raise NotImplementedError
 
     def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Any) -> Step:

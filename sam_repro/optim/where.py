@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
-from .host import HostCopy
+from .host import HostCopy, send
 from .structure import Plan, Structure, norm_of
 
 Tensors = list[Tensor] | tuple[Tensor, ...]
@@ -38,6 +38,18 @@ class Where:
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
         return self.everything
+
+    @property
+    def varies(self) -> str:
+        """Why no recorded step could serve another one; empty where one can."""
+        return ""
+
+    def recorded(self, selected: Sequence[int]) -> tuple[Sequence[int], Tensor | None]:
+        """What a recorded step perturbs in place of ``selected``, so that it serves other choices as well.
+
+        With it goes the factor of every layer's perturbation and mix, ``(layers,)`` on the device: 1, or 0 for those not selected.
+        """
+        return selected, None
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         """The perturbation of the parameters ``selected`` (those that have a gradient at w), tensor by tensor."""
@@ -163,11 +175,28 @@ class Layers(Where):
         tied = range(self.count) if self.criterion == "low" else range(total - self.count, total)
         self._chosen = self._drawn() if self.criterion == "random" else list(tied)
         self._arriving: deque[HostCopy] = deque()  # the choices of the last steps
+        self._mask = structure.parameters[0].new_zeros(total, requires_grad=False)
+
+    @property
+    def varies(self) -> str:
+        return "normalize=true divides by the norm of other layers in each step" if self.normalize and not self._whole else ""
+
+    def recorded(self, selected: Sequence[int]) -> tuple[Sequence[int], Tensor | None]:
+        """All that lies behind the first layer selected: one recording a cut of the chain, and masks."""
+        if self._whole:
+            return selected, None
+        chosen, cut = set(self.chosen), self.structure.first_stage(selected)
+        send([float(layer in chosen) for layer in range(len(self.structure.layers))], self._mask)
+        behind = [index for index in self.everything if self.structure.first_stage([index]) >= cut]
+        return self.among(behind, self.tensors), self._mask
+
+    @property
+    def _whole(self) -> bool:
+        return self.count == len(self.structure.layers)
 
     def select(self) -> list[int]:
         """Line 4: w' <- k layers with the top gradient norms."""
-        whole = self.count == len(self.structure.layers)
-        return self.among(self.everything if whole else self.structure.parameters_of(self.chosen), self.tensors)
+        return self.among(self.everything if self._whole else self.structure.parameters_of(self.chosen), self.tensors)
 
     def _drawn(self) -> list[int]:
         drawn: list[int] = torch.randperm(len(self.structure.layers), generator=self._generator)[: self.count].tolist()
@@ -219,6 +248,10 @@ class RandomTensors(Where):
         super().setup(structure, plan)
         self._drawn = self.everything
         self._random = random.Random(plan.seed)
+
+    @property
+    def varies(self) -> str:
+        return "other tensors are perturbed in each step" if self.beta < 1 else ""
 
     def select(self) -> list[int]:
         return self._drawn

@@ -73,6 +73,7 @@ class Job:
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
         self.gradient = optim.build(config["optimizer"], self.model, plan)
+        self.stepper = optim.StaticStep(self.gradient) if config["graphs"] else self.gradient
         self.parameters = self.gradient.structure.parameters
         at_w = 0.0 if config["decay_in_loss"] else config["weight_decay"]
         self.base = base_optimizer(config["base"], self.parameters, config["lr"], at_w, config["decayed"])
@@ -97,11 +98,11 @@ class Job:
         count = min(self.config["accumulate"], len(samples.targets))
         with autocast(self.device, self.config["precision"]):
             if count == 1:
-                report = self.gradient.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices)
+                report = self.stepper.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices)
             else:
                 inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
                 targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
-                report = self.gradient.backward(inputs, targets, self.objective, indices=indices)
+                report = self.stepper.backward(inputs, targets, self.objective, indices=indices)
                 report = replace(report, outputs=torch.cat(report.outputs))
         if self.config["decay_in_loss"]:  # what is reported is the loss of the samples
             with torch.no_grad():
