@@ -213,9 +213,9 @@ class Family(Reference):
         _, g = plain_gradient(self.model, x, y, train_statistics=True)
         self.norms.append(total_norm(g).item() ** 2)
         delta, lag = self.knobs["delta"], self.knobs.get("lag", 0)
-        if len(self.norms) <= lag:
+        if len(self.norms) <= 2 * lag:
             return g
-        square = self.norms[-1 - lag]
+        square = self.norms[-1 - 2 * lag]
         self.mean = delta * self.mean + (1 - delta) * square
         self.variance = delta * self.variance + (1 - delta) * (square - self.mean) ** 2
         c = self.t / self.total_steps * self.knobs["lambda1"] + (1 - self.t / self.total_steps) * self.knobs["lambda2"]

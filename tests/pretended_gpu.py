@@ -32,6 +32,7 @@ from torch.utils._foreach_utils import _foreach_supported_types as _foreach_type
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+BEHIND = 100  # operations that the device is behind the host: more than a base optimizer's, fewer than a step's
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # What waits in its CUDA kernel without a tag that says so.
@@ -62,6 +63,7 @@ class Report:
 
     waits: list[Wait] = field(default_factory=list)
     launches: Counter[str] = field(default_factory=Counter)
+    launched: int = 0  # in all, also before ``take``
 
     @property
     def total(self) -> int:
@@ -81,6 +83,11 @@ class Report:
                 stack.append(f"{_short(code.co_filename)}:{line} {code.co_name}")
             frame = frame.f_back
         self.waits.append(Wait(op, tuple(stack), inside))
+
+    def launch(self, name: str, count: int = 1) -> None:
+        """Record operations on the device."""
+        self.launches[name] += count
+        self.launched += count
 
     def take(self) -> Report:
         """What was seen since the last call."""
@@ -178,7 +185,7 @@ class _Device(TorchDispatchMode):
         up = device.type == "cuda"
         if not non_blocking:
             self.report.wait(f"copy to the {'device' if up else 'host'}")
-        self.report.launches["_to_copy"] += 1
+        self.report.launch("_to_copy")
         if not up:
             return func(self._on_host(tensor), **kwargs)
         with self.fake:
@@ -191,7 +198,7 @@ class _Device(TorchDispatchMode):
         up = isinstance(to, FakeTensor)
         if not non_blocking or not (up or getattr(to, "pinned", False)):
             self.report.wait(f"copy to the {'device' if up else 'host'}")
-        self.report.launches["copy_"] += 1
+        self.report.launch("copy_")
         if not up:
             return to.copy_(self._on_host(source))
         with self.fake:
@@ -225,11 +232,11 @@ class _Device(TorchDispatchMode):
             return
         lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
         if not name.startswith("_foreach_") or not lists:
-            self.report.launches[name] += 1
+            self.report.launch(name)
             return
         alike = all(len({(t.shape, t.stride()) for t in row}) == 1 for row in zip(*lists, strict=True))
         fast = alike and all(len({t.dtype for t in some}) == 1 for some in lists)
-        self.report.launches[name if fast else f"{name} one by one"] += 1 if fast else len(lists[0])
+        self.report.launch(name if fast else f"{name} one by one", 1 if fast else len(lists[0]))
 
     def _on_host(self, values: Any) -> Any:
         """The values with something made up for what is on the device."""
@@ -341,11 +348,20 @@ def pretended_gpu(read: float | Callable[[], float] = 1.0) -> Iterator[Report]:
             raise TypeError("RNG state must be a torch.ByteTensor")
 
     class Event:
-        """Of a stream: nothing has to be waited for, but code that waits does not know that."""
+        """Of a stream: the device has come past it once ``BEHIND`` more operations are launched; who waits earlier, waits."""
 
+        at = 0
         __init__ = lambda *_, **__: None  # noqa: E731
-        record = wait = lambda *_: None
-        query, elapsed_time = (lambda *_: True), (lambda *_: 1.0)
+        wait = lambda *_: None  # noqa: E731
+        elapsed_time = lambda *_: 1.0  # noqa: E731
+
+        def record(self, *_: Any) -> None:
+            """Here the device is to come past."""
+            self.at = report.launched
+
+        def query(self) -> bool:
+            """Whether it has."""
+            return report.launched - self.at >= BEHIND
 
         def synchronize(self) -> None:
             """Where the host waits."""

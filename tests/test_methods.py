@@ -233,7 +233,7 @@ def test_so_is_one_that_writes_into_the_samples(kind):
 
 @each_method
 def test_the_host_reads_nothing_from_the_device(name, knobs):
-    """But for AE-SAM's decision. A read is ``aten::_local_scalar_dense``, on a GPU a wait."""
+    """But for AE-SAM's decision, which with a lag is by what has arrived. A read is ``aten::_local_scalar_dense``, on a GPU a wait."""
     model = small_chain()
     gradient = make(name, model, knobs)
     for step in range(4):
@@ -241,7 +241,7 @@ def test_the_host_reads_nothing_from_the_device(name, knobs):
             gradient.backward(*batch(seed=step), criterion, indices=places(step))
         if step:  # the first one also counts FLOPs
             reads = sum(event.count for event in profile.key_averages() if event.key == "aten::_local_scalar_dense")
-            assert reads == (name == "aesam")
+            assert reads == (name == "aesam" and step >= 2 * knobs.get("lag", 0))
 
 
 def test_parameters_frozen_in_the_meantime_are_left_alone():

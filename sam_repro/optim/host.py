@@ -24,7 +24,7 @@ class HostCopy:
 
     def value(self) -> Tensor:
         """The tensor on the host; waits until the device has come to where the copy was started."""
-        if self._event is not None:
+        if self._event is not None and not self._event.query():
             self._event.synchronize()
         return self._copy
 

@@ -125,7 +125,7 @@ class GradientNorm(When):
     """AE-SAM (Jiang et al. 2023): where the squared gradient norm stands out of its moving mean.
 
     The decision needs a number of this step, so the host waits for the device once a step. With a ``lag`` of 1 it takes the
-    norm of the step before, which has arrived by then; the first step then makes no ascent.
+    norm of the step before the last, which has arrived by then; the first two steps then make no ascent.
     """
 
     name = "gradient_norm"
@@ -148,19 +148,19 @@ class GradientNorm(When):
             raise UserError("when=gradient_norm moves its threshold over the training: give total_steps=.")
         self.total_steps = plan.total_steps
         self.mean, self.variance = 0.0, math.exp(-10)
-        self._arriving: HostCopy | None = None
+        self._arriving: deque[HostCopy] = deque()
 
     def decides(self, step: int, gradients: Sequence[Tensor]) -> bool:
         return self._stands_out(step, norm_of(gradients).square().item())  # the host waits here
 
     def ascends(self, step: int) -> bool:
-        return self._arriving is not None and self._stands_out(step, self._arriving.value().item())
+        return len(self._arriving) > self.lag and self._stands_out(step, self._arriving.popleft().value().item())
 
     def weigh(self, gradients: list[Tensor]) -> Tensor:
         return norm_of(gradients).square()
 
     def observe(self, measured: Tensor) -> None:
-        self._arriving = HostCopy(measured)
+        self._arriving.append(HostCopy(measured))
 
     def _stands_out(self, step: int, square: float) -> bool:
         if not math.isfinite(square):  # an overflow under fp16: the step will be skipped
@@ -172,13 +172,11 @@ class GradientNorm(When):
         return square >= self.mean + threshold * math.sqrt(self.variance)
 
     def state_dict(self) -> dict[str, Any]:
-        arriving = None if self._arriving is None else self._arriving.value().clone()
-        return {"mean": self.mean, "variance": self.variance, "arriving": arriving}
+        return {"mean": self.mean, "variance": self.variance, "arriving": [copy.value().clone() for copy in self._arriving]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.mean, self.variance = state["mean"], state["variance"]
-        arriving = state.get("arriving")
-        self._arriving = None if arriving is None else HostCopy(arriving.cpu())
+        self._arriving = deque(HostCopy(norm.cpu()) for norm in state.get("arriving", []))
 
 
 @dataclass
