@@ -43,8 +43,9 @@ format: $(READY) ## format, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## step times beside SGD's, interleaved
-	$(BIN)/python -m sam_repro.measure.throughput
+bench: $(READY) ## every method's step beside SGD's and others', into results/bench/, ten minutes on an idle machine
+	$(BIN)/python -m sam_repro.measure.bench model=resnet20 steps=20
+	$(BIN)/python -m sam_repro.measure.bench model=wrn16_2 steps=10
 
 wheel: $(READY) ## build dist/*.whl
 	$(BIN)/python -m hatchling build -t wheel

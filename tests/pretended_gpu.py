@@ -32,14 +32,14 @@ from torch.utils._foreach_utils import _foreach_supported_types as _foreach_type
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from sam_repro.measure.footprint import launches
+
 BEHIND = 100  # operations that the device is behind the host: more than a base optimizer's, fewer than a step's
 CUDA, META = torch.device("cuda:0"), torch.device("meta")
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # What waits in its CUDA kernel without a tag that says so.
 WAITING = {"multinomial", "histc", "linalg_eig", "_linalg_eigh", "_linalg_svd", "linalg_lstsq", "_linalg_check_errors", "_ctc_loss"}
 NAMES = {"_local_scalar_dense": "item", "_unique2": "unique"}
-SILENT = {"_local_scalar_dense", "_unsafe_view", "alias", "detach", "lift", "lift_fresh", "record_stream", "set_"}
-SILENT |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 SAME_DEVICE = {"cat", "stack", "index_select", "gather", "scatter", "index_add_", "index_copy_", "_index_put_impl_"}
 LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(torch.__file__).parent), "<")
 WRAPPERS = ("_dynamo", "_compile.py", "_python_dispatch.py", "overrides.py")
@@ -168,7 +168,7 @@ class _Device(TorchDispatchMode):
         self._refuse_mixtures(func, name, args, here)
         if func._schema.is_mutable:
             tree_map_only(FakeTensor, lambda t: t.__dict__.pop("known", None), args)
-        self._count(func, name, args)
+        self._count(func, args)
         reads = bool(READS & set(func.tags)) and "index" not in name and kwargs.get("output_size") is None
         if reads or name in WAITING or (name == "segment_reduce" and not kwargs.get("unsafe")):
             self.report.wait(NAMES.get(name, name))
@@ -227,16 +227,10 @@ class _Device(TorchDispatchMode):
         if here and (indexed_here or name in SAME_DEVICE or (func._schema.is_mutable and not isinstance(first, FakeTensor))):
             raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu")
 
-    def _count(self, func: Any, name: str, args: Any) -> None:
-        if func.is_view or name in SILENT:
-            return
-        lists = [a for a in args if isinstance(a, list | tuple) and a and isinstance(a[0], Tensor)]
-        if not name.startswith("_foreach_") or not lists:
-            self.report.launch(name)
-            return
-        alike = all(len({(t.shape, t.stride()) for t in row}) == 1 for row in zip(*lists, strict=True))
-        fast = alike and all(len({t.dtype for t in some}) == 1 for some in lists)
-        self.report.launch(name if fast else f"{name} one by one", 1 if fast else len(lists[0]))
+    def _count(self, func: Any, args: Any) -> None:
+        name, count = launches(func, args)
+        if count:
+            self.report.launch(name, count)
 
     def _on_host(self, values: Any) -> Any:
         """The values with something made up for what is on the device."""

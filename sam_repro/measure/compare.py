@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +13,8 @@ import torch
 from .. import optim
 from ..train.base import base_optimizer
 from ..train.score import autocast
+from .contestants import Contestant, contestant, entries, mean_of_kinds, random_batch
 from .cost import Costs
-from .throughput import Contestant, contest, contestant
 
 if TYPE_CHECKING:
     from ..train.job import Job
@@ -63,13 +62,11 @@ def _compared(
     # A method that samples its steps does so at another rate at the end of a run than over all of it.
     rate = sampling_rate if sampling_rate is not None and 0 < timed < 1 else timed
     weights = [(rate / timed if report.ascended else (1 - rate) / (1 - timed)) / len(steps) for report in reports]
-    kinds: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
-    for (seconds, report), beside, weight in zip(steps, plain, weights, strict=True):
-        kinds[tuple(report.layers)].append((seconds / beside, weight))
+    ratios = [seconds / beside for (seconds, _), beside in zip(steps, plain, strict=True)]
     return Compared(
         one.label,
         sum(weight * costs.step(one.gradient, report) for weight, report in zip(weights, reports, strict=True)) / costs.sgd,
-        sum(statistics.median(ratio for ratio, _ in kind) * sum(weight for _, weight in kind) for kind in kinds.values()),
+        mean_of_kinds((tuple(report.layers) for report in reports), ratios, weights),
         sum(weight * seconds for weight, (seconds, _) in zip(weights, steps, strict=True)) * 1000,
         rate,
         sum(weight * report.forward_units for weight, report in zip(weights, reports, strict=True)),
@@ -79,12 +76,11 @@ def _compared(
 def compare_methods(
     model: str, batch_size: int, device: torch.device, steps: int, tick: Callable[[int], None] | None = None
 ) -> tuple[Costs, list[Compared]]:
-    """SGD, SAM, layer-wise SAM on the last layers, and LookSAM with its k, on random images."""
-    contestants, inputs, targets = contest(model, batch_size, device)
-    k = optim.settings("looksam")["when"]["n"]
-    contestants.append(contestant(f"looksam (k={k})", model, "looksam", device))
-    costs = Costs(contestants[0].gradient.passes.model, inputs)
-    batch = {"inputs": inputs, "targets": targets}
+    """SGD, SAM, layer-wise SAM on the last layers, and LookSAM, on random images."""
+    found = entries(("sgd", "sam", "layerwise", "looksam"), model)
+    contestants = [contestant(entry.label, model, entry.method, device, **entry.knobs) for entry in found]
+    batch = random_batch(batch_size, device)
+    costs = Costs(contestants[0].gradient.passes.model, batch["inputs"])
     return costs, compare(contestants, costs, [batch] * (steps + WARM_UP), tick)
 
 

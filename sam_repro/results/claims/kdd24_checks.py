@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ... import models, optim
 from ...chain import layers
 from ...measure.compare import WARM_UP, Compared, compare
+from ...measure.contestants import Contestant, contestant, per_sample_loss
 from ...measure.cost import Costs
-from ...measure.throughput import Contestant, contestant, per_sample_loss
 from ...optim.structure import norm_of
 
 Side = tuple[str, dict[str, Any]]  # a method and its knobs

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ... import models, optim
 from ...chain import layers
+from ...measure.contestants import per_sample_loss
 from ...measure.objective import Objective
-from ...measure.throughput import per_sample_loss
 from ...optim.passes import perturbed
 from ...optim.structure import norm_of
 from ..declare import EXPERIMENTS, load

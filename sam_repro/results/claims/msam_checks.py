@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ... import optim
 from ...measure.compare import WARM_UP
-from ...measure.throughput import contestant as timed
-from ...measure.throughput import per_sample_loss
+from ...measure.contestants import contestant as timed
+from ...measure.contestants import per_sample_loss
 from ...optim.structure import norm_of
 from . import msam_edge, msam_theory
 from .toy import batches, contestant, distance, passes, plain_gradient, smooth, trained, weights

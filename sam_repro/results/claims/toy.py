@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ... import optim
-from ...measure.throughput import Contestant, per_sample_loss
+from ...measure.contestants import Contestant, per_sample_loss
 from ...optim.structure import norm_of
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ... import models, optim
 from ...measure.compare import WARM_UP
+from ...measure.contestants import contestant, per_sample_loss
 from ...measure.objective import Objective
-from ...measure.throughput import contestant, per_sample_loss
 from ...optim.structure import norm_of
 
 Side = tuple[str, dict[str, Any]]  # a method and its knobs
