@@ -14,7 +14,7 @@ from sam_repro.config import compose
 from sam_repro.optim import create
 from sam_repro.schema import options
 from sam_repro.store import Run
-from sam_repro.train.job import resolve_device
+from sam_repro.train.job import Job, resolve_device
 from sam_repro.train.loop import train
 
 STEPS, BATCH = 12, 16
@@ -88,6 +88,17 @@ def test_the_trainer_waits_for_the_device_only_where_the_method_does(tmp_path, w
             inside = [wait.stack for wait in gpu.waits if any(line.endswith(" train_epoch") for line in wait.stack)]
         stray = [stack for stack in inside if not any(f"/{place}:" in line for place in INSIDE[words] for line in stack[:2])]
         assert not [stack for stack in stray if not any(" _lengths" in line or "structure.py" in line for line in stack[:1])], stray
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_device_of_a_run_is_the_current_one_before_anything_is_put_on_it(monkeypatch, device, index):
+    def current(number):
+        raise InterruptedError(number)
+
+    monkeypatch.setattr(torch.cuda, "set_device", current)
+    with pytest.raises(InterruptedError) as caught:
+        Job({**compose([]), "device": device})
+    assert caught.value.args == (index,)
 
 
 # One wait each.

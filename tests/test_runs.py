@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -371,6 +372,39 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     for word in ("269,434 parameters in 20 layers", "MiB", "where=layers", "2 epochs x 4 steps", "Nothing was run"):
         assert word in out
+
+
+def test_a_dry_run_times_the_steps_of_a_training(tmp_path, monkeypatch):
+    modes, backward = [], Job.backward
+    monkeypatch.setattr(Job, "backward", lambda job, samples: modes.append(job.model.training) or backward(job, samples))
+    run_here(tmp_path, "dry_run=true")
+    assert modes
+    assert all(modes)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = run_here(tmp_path, "epochs=1")
+    job, before = Job(run.config), run.checkpoint.read_bytes()
+
+    def full(_, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        job.save(run.checkpoint)
+    assert run.checkpoint.read_bytes() == before
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_is_written_without_a_copy_of_it_in_memory(tmp_path):
+    job = Job(compose(SMALL))
+    job.save(tmp_path / "once.pt")  # what is imported for it
+    tracemalloc.start()
+    job.save(tmp_path / "checkpoint.pt")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (tmp_path / "checkpoint.pt").stat().st_size / 2
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------

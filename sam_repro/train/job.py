@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ..data import Batch, Batches, FullBatches
 from ..data.cached import cached
 from ..optim import Report
 from ..schema import UserError
-from ..store import write
+from ..store import replacing
 from .base import base_optimizer, schedule
 from .score import autocast
 
@@ -48,6 +47,8 @@ class Job:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = torch.device(config["device"])
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device.index or 0)  # or what names no index would take memory on the first GPU as well
         torch.manual_seed(config["seed"])
         self.parts = data.to(
             data.load(
@@ -121,6 +122,8 @@ class Job:
                 raise
             name, reason = self.config["model"]["name"], (str(error).splitlines() or ["no reason given"])[0]
             raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
+        finally:
+            self.model.train()
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, with label smoothing; ``(batch,)``. What is reported and measured."""
@@ -159,9 +162,8 @@ class Job:
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write(path, buffer.getvalue())
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
         """Take up where ``save`` left off."""
