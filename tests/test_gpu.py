@@ -72,6 +72,8 @@ def test_a_step_waits_only_where_it_must_and_launches_what_it_did(name, half):
 INSIDE = {  # of the trainer's loop over the steps of an epoch
     "optimizer=sgd base=adamw lr=0.001": {},
     "optimizer=sam precision=bf16": {},
+    "optimizer=sam precision=fp16 clip=1": {},  # the scaler decides on the device, where the base optimizer is fused
+    "optimizer=looksam base=adamw lr=0.001 precision=fp16": {},
     "optimizer=layerwise k=2": {"where.py": "one a step, as above"},
 }
 

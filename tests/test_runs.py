@@ -146,11 +146,12 @@ WITH_DROPOUT = ["model=wrn16_2", "model.dropout=0.3"]
         ["optimizer=sgd", *WITH_DROPOUT],
         ["optimizer=layerwise", "criterion=random", "base=adamw", "lr=0.01", *WITH_DROPOUT],
         ["optimizer=vsam", "model=mobilenet", "model.bits=4", "max_samples=100"],
+        ["optimizer=sam", "precision=fp16", "model.dropout=0.3", "model=wrn16_2", "max_samples=100"],
         ["optimizer=sam", "base=lamb", "decayed=weights", "schedule=linear", "schedule.warmup=1", "dataset.inception=true"],
     ],
 )
 def test_a_stopped_run_resumes_bit_identical(tmp_path, monkeypatch, overrides):
-    """With dropout, so that the generator's state matters too."""
+    """With dropout, so that the generator's state matters too; under fp16 the first scale is too large, so that the scaler's does."""
     overrides = [*overrides, "epochs=3", "dataset.cutout=3"]
     straight = run_here(tmp_path / "a", *overrides)
 
@@ -273,11 +274,31 @@ def test_an_error_of_ours_keeps_its_traceback_and_what_was_computed(tmp_path, mo
     assert not (run.path / "traceback.txt").exists()
 
 
+def test_a_summary_says_what_was_in_force(tmp_path):
+    summary = run_here(tmp_path, "optimizer=sgd", "epochs=1", "deterministic=true", "tf32=true").summary
+    said = {key: summary[key] for key in ("tf32", "cudnn_benchmark", "deterministic", "channels_last", "peak_memory")}
+    assert said == {"tf32": None, "cudnn_benchmark": None, "deterministic": True, "channels_last": True, "peak_memory": None}
+    assert "skipped_steps" not in summary
+    half = run_here(tmp_path, "optimizer=sgd", "epochs=1", "precision=fp16", "max_samples=60").summary
+    assert half["skipped_steps"] >= 0
+
+
 def test_a_gpu_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="device=cuda:3 was asked for, but PyTorch sees no GPUs"):
         run_here(tmp_path, "device=cuda:3")
+
+
+def test_apples_gpu_is_refused_where_there_is_none_and_untested_where_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=mps was asked for, but PyTorch sees no GPU of Apple's: use device=cpu"):
+        run_here(tmp_path, "device=mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("sam_repro.train.loop.train", lambda *_: {})
+    monkeypatch.setattr("sam_repro.tracking.console.show_summary", lambda *_: None)
+    run_here(tmp_path, "device=mps")
+    assert capsys.readouterr().out.count("device=mps is untested") == 1
 
 
 def test_validation_leaves_the_test_set_alone(tmp_path, capsys):
@@ -295,6 +316,34 @@ def test_evaluate_gives_the_last_score_and_refuses_an_unfinished_run(tmp_path):
     write(run.path / "status.json", json.dumps({**run.status, "state": "failed"}))
     with pytest.raises(UserError, match="is failed, not done"):
         evaluate.evaluate_run(run.id, runs_dir=str(tmp_path))
+
+
+LOCKED = """
+import subprocess, sys
+if sys.argv[2] == "without":
+    sys.modules["fcntl"] = None
+from sam_repro.store import Run
+run = Run(sys.argv[1], "one")
+with run._locked():
+    print(run.is_held())
+    try:
+        run.remove()
+    except ValueError as error:
+        print(error)
+print(run.is_held())
+with run._locked():
+    if sys.argv[2] != "without":
+        sys.exit(subprocess.run([sys.executable, "-c", "import os; os.kill(os.getppid(), 9)"]).returncode)
+"""
+
+
+@pytest.mark.parametrize("fcntl", ["with", "without"])
+def test_one_process_holds_a_run_with_and_without_fcntl(tmp_path, fcntl):
+    """And where it is killed nobody does."""
+    said = subprocess.run([sys.executable, "-u", "-c", LOCKED, str(tmp_path), fcntl], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == (-signal.SIGKILL if fcntl == "with" else 0), said.stderr
+    assert not Run(tmp_path, "one").is_held()
+    assert said.stdout.splitlines() == ["True", "Run one is running (process None); let it end.", "False"]
 
 
 def test_runs_can_be_listed_shown_and_removed(tmp_path, capsys):

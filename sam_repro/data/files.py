@@ -77,10 +77,11 @@ class FolderDataset(Dataset):
     margin: float  # of the short side over the square that is measured on
     workers: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (it is immutable)
+    layout: torch.memory_format = torch.channels_last
 
-    def on(self, device: torch.device, workers: int) -> FolderDataset:
-        """The data set that makes its batches for ``device``, read by so many processes."""
-        return replace(self, device=device, workers=workers)
+    def on(self, device: torch.device, workers: int, layout: torch.memory_format = torch.channels_last) -> FolderDataset:
+        """The data set that makes its batches for ``device``, laid out so, read by so many processes."""
+        return replace(self, device=device, workers=workers, layout=layout)
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class Reader:
             generator=torch.Generator(),  # or it would draw from the global one
         )
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN[dataset.augment.normalise])
-        self.normalise = Normalise(mean, std, dataset.augment.size, self.device)
+        self.normalise = Normalise(mean, std, dataset.augment.size, self.device, dataset.layout)
         self.passes = 0
 
     def batches(self, order: list[Tensor], seed: int = 0) -> Iterator[Batch]:

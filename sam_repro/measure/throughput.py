@@ -95,8 +95,8 @@ def measure(contestants: list[Contestant], inputs: Tensor, targets: Tensor, step
 
 
 def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
