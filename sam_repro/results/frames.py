@@ -196,7 +196,8 @@ def _read(run: Run) -> Row:
     }  # fmt: skip
     if not summary:
         return row
-    row |= {key: value for key, value in summary.items() if key not in ("run_id", "versions", "perturbations")}
+    said = {key: value for key, value in summary.items() if key in COLUMNS or key not in config}  # what else is in both is config.<key>
+    row |= {key: value for key, value in said.items() if key not in ("run_id", "versions", "perturbations")}
     row |= {
         "perturbations": sum(summary["perturbations"].values()), "sampling_rate": 100 * summary["sampling_number"] / summary["steps"],
         "forward_per_step": summary["forward_units"] / summary["steps"], "backward_per_step": summary["backward_units"] / summary["steps"],
