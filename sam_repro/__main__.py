@@ -51,6 +51,8 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     from .train.loop import train
 
     config = resolve_device(config)
+    if config["device"] == "mps":
+        console.print("device=mps is untested: compare a short run with device=cpu.")
     run = Run(config["runs_dir"], identity(config))
     if config["dry_run"]:
         dry_run(config, run)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from .command import command
-from .config import DEVICE
+from .config import check_device
 from .console import console
 from .provenance import now, provenance
 from .results.claims import report as render
@@ -77,8 +76,7 @@ def _request(settings: dict[str, str]) -> Request:
     for key, known in (("scale", options("scale")), ("precision", read("config")["choices"]["precision"])):
         if settings[key] and settings[key] not in known:
             raise UserError(f"{key} has no option {settings[key]!r}.{suggest(settings[key], known)}")
-    if not re.fullmatch(DEVICE, settings["device"] or "auto"):
-        raise UserError(f"device={settings['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check_device(settings["device"] or "auto")
     overrides = (f"data_dir={settings['data_dir']}",) if settings["data_dir"] else ()
     scale, device, precision, runs_dir, results_dir = (settings[key] for key in ("scale", "device", "precision", "runs_dir", "results_dir"))
     return Request(overrides, scale, device, precision, runs_dir=runs_dir, results_dir=results_dir)

@@ -18,9 +18,9 @@ from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, 
 
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
-DEVICE = r"auto|cpu|cuda(:\d+)?"
 # Where a run lies and how it is watched: no part of what it is.
 OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "logger", "wandb")
+CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
 
 Config = dict[str, Any]
 
@@ -131,13 +131,18 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
     config["optimizer"]["name"] = resolved["optimizer"]["name"]
     for key in core.keys() - {"defaults", "optimizer", "methods", "hydra", *METADATA}:
         config[key] = known.checked(key, key, resolved[key])
-    if not re.fullmatch(DEVICE, config["device"]):
-        raise UserError(f"device={config['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check_device(config["device"])
     check(config["logger"], config["wandb"])
 
     unread = {f"optimizer.{key}" for key in resolved["optimizer"].keys() - config["optimizer"].keys()}
     for key in sorted((unread | resolved.keys() - config.keys()) & given - set(GROUPS)):
         raise UserError(_no_such_knob(key, resolved["optimizer"]["name"], resolved))
+
+
+def check_device(name: str) -> None:
+    """UserError where no device is called so."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UserError(f"device={name} is one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps.")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -161,7 +166,8 @@ def identity(config: Config) -> str:
     Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before.
     """
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
-    keys = {*read("config"), *PARTS, "optimizer", "scale"} - set(OUTSIDE)
+    cuda = config["device"].startswith("cuda")
+    keys = {*read("config"), *PARTS, "optimizer", "scale"} - {*OUTSIDE, *(() if cuda else CUDA_ONLY)}
     inside = _without_neutral({key: value for key, value in config.items() if key in keys}, read("config"))
     for part in PARTS:
         inside[part] = _without_neutral(config[part], read(f"{part}/{config[part]['name']}"))
@@ -171,6 +177,11 @@ def identity(config: Config) -> str:
     if fixes := fixed(config):
         inside["numerics"] = [1, *fixes]
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def complete(config: Config, **changes: Any) -> Config:
+    """The configuration of a run that is over, which may be older than some keys, to be loaded with ``changes``; not compiled."""
+    return {**read("config")["neutral"], **config, "compile": "none", **changes}
 
 
 def _without_neutral(values: Config, written: Config) -> Config:

@@ -13,6 +13,7 @@ from .chain import tree_map
 from .console import clock, console
 from .schema import METHOD_PARTS
 from .store import Run
+from .train.backends import backends
 from .train.job import Config, Job
 from .train.score import autocast, evaluate
 
@@ -21,6 +22,11 @@ STEPS = 5
 
 def dry_run(config: Config, run: Run) -> None:
     """Print what the run consists of, after a few of its steps on its own data (none of which is kept)."""
+    with backends(config):
+        _dry_run(config, run)
+
+
+def _dry_run(config: Config, run: Run) -> None:
     started = time.perf_counter()
     job = Job(config)
     layers = job.gradient.structure.layers
@@ -95,8 +101,7 @@ def _timed(job: Job) -> Timing:
     for _, samples in zip(range(STEPS + 1), batches, strict=False):
         start = _now(job)
         report = job.backward(samples)
-        job.base.step()
-        job.base.zero_grad()
+        job.step()
         costs.append((report.forward_units + 2 * report.backward_units) / 3)
         times.append((_now(job) - start) / costs[-1])
     start = _now(job)
@@ -106,8 +111,8 @@ def _timed(job: Job) -> Timing:
 
 
 def _now(job: Job) -> float:
-    if job.device.type == "cuda":
-        torch.cuda.synchronize(job.device)
+    if job.device.type != "cpu":
+        torch.accelerator.synchronize(job.device)
     return time.perf_counter()
 
 

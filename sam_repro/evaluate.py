@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from .command import command
+from .config import complete
 from .measure.finished import find_finished
 from .schema import UserError, suggest
 
@@ -26,15 +27,17 @@ def main() -> None:
 def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto") -> float:
     """Print and return the test score of the weights that the run ended with; UserError if it has not ended."""
     found = find_finished(run, runs_dir)
+    from .train.backends import backends
     from .train.job import Job, resolve_device
     from .train.score import evaluate
 
-    config = found.config | {"device": device, "val_fraction": 0.0}
+    config = complete(found.config, device=device, val_fraction=0.0)
     if data_dir is not None:
         config["data_dir"] = data_dir
-    job = Job(resolve_device(config))
-    job.resume(found.checkpoint)
-    scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+    with backends(config):
+        job = Job(resolve_device(config))
+        job.resume(found.checkpoint)
+        scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
     said = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
     print(f"run {found.id}, epoch {job.epoch}: test {said} on {len(job.parts.score):,} samples")
     return scores[job.dataset.metrics[0]]

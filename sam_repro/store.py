@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import shutil
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
+from filelock import FileLock, Timeout
 
 from .provenance import now, provenance
 from .schema import Diverged, UserError, parse
@@ -239,22 +238,14 @@ class Run:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """The lock of the directory; UserError where another process has it."""
-        for _ in range(10):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / ".lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    here = (self.path / ".lock").stat().st_ino == os.fstat(lock.fileno()).st_ino
-                except FileNotFoundError:  # the directory was removed in between
-                    here = False
-                except OSError:  # held, or another process looked for a moment whether it is
-                    here = False
-                    time.sleep(0.05)
-                if here:
-                    yield
-                    return
-        raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.")
+        """The lock of the directory, which ends with the process; UserError where another one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(self.path / ".lock", timeout=0.5).acquire()  # another process may look for a moment whether it is held
+        except Timeout as error:
+            raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.") from error
+        with held:
+            yield
 
     def _damaged(self, name: str) -> DamagedError:
         if name in MEASURED.values() or name.startswith("landscape/"):
@@ -262,13 +253,12 @@ class Run:
         return DamagedError(self.path / name, f"missing or damaged: rerun=true runs {self.id} anew, 'runs rm' removes it.")
 
     def is_held(self) -> bool:
-        """Whether a process is at work on the run."""
-        try:
-            with (self.path / ".lock").open() as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return False
-        except FileNotFoundError:
+        """Whether a process is at work on the run; also where nobody but that process may look."""
+        if not (self.path / ".lock").exists():
             return False
+        try:
+            with FileLock(self.path / ".lock", blocking=False):
+                return False
         except OSError:
             return True
 
@@ -325,10 +315,21 @@ def find(runs_dir: str | Path, prefix: str) -> Run:
 
 def write(path: Path, content: str | bytes) -> None:
     """Replace the file whole."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` when this ends; if it ends by an error, all stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .command import command
-from .config import DEVICE, check_overrides
+from .config import check_device, check_overrides
 from .console import clock, console
 from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.frames import Frames
@@ -116,8 +116,7 @@ def _request(settings: list[str]) -> Request:
             )
         if re.search(r"=[^\[{('\"]*,", word):
             raise UserError(f"{word!r} is more than one value: a table's runs differ in their seeds and in what its cells say. Give one.")
-    if not re.fullmatch(DEVICE, named["device"] or "auto"):
-        raise UserError(f"device={named['device']} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check_device(named["device"] or "auto")
     if named["scale"] and named["scale"] not in options("scale"):
         raise UserError(f"scale has no option {named['scale']!r}.{suggest(named['scale'], options('scale'))}")
     check_overrides(settings)

@@ -40,6 +40,8 @@ READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # What waits in its CUDA kernel without a tag that says so.
 WAITING = {"multinomial", "histc", "linalg_eig", "_linalg_eigh", "_linalg_svd", "linalg_lstsq", "_linalg_check_errors", "_ctc_loss"}
 NAMES = {"_local_scalar_dense": "item", "_unique2": "unique"}
+# They write into their arguments and fake tensors do not know them; a fused optimizer's counts one.
+IN_PLACE = {"_fused_sgd_", "_fused_adamw_", "_amp_foreach_non_finite_check_and_unscale_", "_amp_update_scale_"}
 SAME_DEVICE = {"cat", "stack", "index_select", "gather", "scatter", "index_add_", "index_copy_", "_index_put_impl_"}
 LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(torch.__file__).parent), "<")
 WRAPPERS = ("_dynamo", "_compile.py", "_python_dispatch.py", "overrides.py")
@@ -169,6 +171,8 @@ class _Device(TorchDispatchMode):
         if func._schema.is_mutable:
             tree_map_only(FakeTensor, lambda t: t.__dict__.pop("known", None), args)
         self._count(func, args)
+        if name in IN_PLACE:
+            return args[0] if func._schema.returns else None
         reads = bool(READS & set(func.tags)) and "index" not in name and kwargs.get("output_size") is None
         if reads or name in WAITING or (name == "segment_reduce" and not kwargs.get("unsafe")):
             self.report.wait(NAMES.get(name, name))

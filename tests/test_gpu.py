@@ -14,7 +14,7 @@ from sam_repro.config import compose
 from sam_repro.optim import create
 from sam_repro.schema import options
 from sam_repro.store import Run
-from sam_repro.train.job import resolve_device
+from sam_repro.train.job import Job, resolve_device
 from sam_repro.train.loop import train
 
 STEPS, BATCH = 12, 16
@@ -77,6 +77,8 @@ def test_a_step_waits_only_where_it_must_and_launches_what_it_did(name, half):
 INSIDE = {  # of the trainer's loop over the steps of an epoch
     "optimizer=sgd base=adamw lr=0.001": {},
     "optimizer=sam precision=bf16": {},
+    "optimizer=sam precision=fp16 clip=1": {},  # the scaler decides on the device, where the base optimizer is fused
+    "optimizer=looksam base=adamw lr=0.001 precision=fp16": {},
     "optimizer=layerwise k=2": {"where.py": "one a step, as above"},
     "optimizer=layerwise k=2 lag=1": {},
     "model=mobilenet model.bits=8 optimizer=sgd": {"lsq.py": "one a quantised layer, in the first batch, which sets the step sizes"},
@@ -95,6 +97,17 @@ def test_the_trainer_waits_for_the_device_only_where_the_method_does(tmp_path, w
             inside = [wait.stack for wait in gpu.waits if any(line.endswith(" train_epoch") for line in wait.stack)]
         stray = [stack for stack in inside if not any(f"/{place}:" in line for place in INSIDE[words] for line in stack[:2])]
         assert not stray
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_device_of_a_run_is_the_current_one_before_anything_is_put_on_it(monkeypatch, device, index):
+    def current(number):
+        raise InterruptedError(number)
+
+    monkeypatch.setattr(torch.cuda, "set_device", current)
+    with pytest.raises(InterruptedError) as caught:
+        Job({**compose([]), "device": device})
+    assert caught.value.args == (index,)
 
 
 # One wait each.

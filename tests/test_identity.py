@@ -58,6 +58,18 @@ def test_a_new_key_counts_once_it_is_not_neutral():
     )
 
 
+def test_what_concerns_cuda_alone_counts_there_alone():
+    def run_id(device, *words):
+        return identity(compose([f"device={device}", *words]))
+
+    cuda = ["tf32=true", "cudnn_benchmark=false"]
+    both = ["deterministic=true", "channels_last=false", "precision=fp16"]
+    assert len({run_id("cuda:0"), *(run_id("cuda", word) for word in cuda + both)}) == 1 + len(cuda + both)
+    assert len({run_id("cpu"), *(run_id("cpu", word) for word in both)}) == 1 + len(both)
+    assert run_id("cpu") == run_id("cpu", *cuda)
+    assert run_id("cuda") == "da40f8dbbf"
+
+
 def test_every_neutral_value_is_one_that_the_field_can_have():
     groups = ["dataset", "model", "base", "schedule", *(f"optimizer/{part}" for part in ("when", "where", "between", "samples", "teacher"))]
     for group in groups:

@@ -1,5 +1,6 @@
 """Images beyond the plain crop: sizes, random parts, files, frozen stages kept."""
 
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -116,8 +117,26 @@ def test_what_an_epoch_shows_does_not_depend_on_the_number_of_workers(tree):
     before = torch.get_rng_state()
     first = list(alone.epoch(3))
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(first, helped.epoch(3), strict=True))
+    for number in (3, 4):
+        assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(alone.epoch(number), helped.epoch(number), strict=True))
     assert not torch.equal(first[0].inputs, next(iter(alone.epoch(4))).inputs)
+
+
+def test_worker_processes_stay_from_one_epoch_and_one_score_to_the_next(tree):
+    before = {*multiprocessing.active_children()}
+    parts = data.to(data.load(imagenet(), str(tree)), torch.device("cpu"), workers=2)
+    batches, seen = parts.dataset.batches(parts.train, 4, 7), []
+    for number in range(2):
+        next(iter(batches.epoch(number)))  # one that was left early
+        assert len(list(batches.epoch(number))) == 4
+        assert len(list(parts.dataset.in_order(parts.score, 4))) == 2
+        seen.append({*multiprocessing.active_children()} - before)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2 + 2, "of the training and of the score"
+    first, second = batches.epoch(0), batches.epoch(1)
+    next(first), next(second)
+    with pytest.raises(RuntimeError, match="finish one before the next"):
+        next(first)
 
 
 def test_damaged_trees_are_named(tree):

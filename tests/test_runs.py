@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -145,11 +146,12 @@ WITH_DROPOUT = ["model=wrn16_2", "model.dropout=0.3"]
         ["optimizer=sgd", *WITH_DROPOUT],
         ["optimizer=layerwise", "criterion=random", "base=adamw", "lr=0.01", *WITH_DROPOUT],
         ["optimizer=vsam", "model=mobilenet", "model.bits=4", "max_samples=100"],
+        ["optimizer=sam", "precision=fp16", "model.dropout=0.3", "model=wrn16_2", "max_samples=100"],
         ["optimizer=sam", "base=lamb", "decayed=weights", "schedule=linear", "schedule.warmup=1", "dataset.inception=true"],
     ],
 )
 def test_a_stopped_run_resumes_bit_identical(tmp_path, monkeypatch, overrides):
-    """With dropout, so that the generator's state matters too."""
+    """With dropout, so that the generator's state matters too; under fp16 the first scale is too large, so that the scaler's does."""
     overrides = [*overrides, "epochs=3", "dataset.cutout=3"]
     straight = run_here(tmp_path / "a", *overrides)
 
@@ -272,11 +274,31 @@ def test_an_error_of_ours_keeps_its_traceback_and_what_was_computed(tmp_path, mo
     assert not (run.path / "traceback.txt").exists()
 
 
+def test_a_summary_says_what_was_in_force(tmp_path):
+    summary = run_here(tmp_path, "optimizer=sgd", "epochs=1", "deterministic=true", "tf32=true").summary
+    said = {key: summary[key] for key in ("tf32", "cudnn_benchmark", "deterministic", "channels_last", "peak_memory")}
+    assert said == {"tf32": None, "cudnn_benchmark": None, "deterministic": True, "channels_last": True, "peak_memory": None}
+    assert "skipped_steps" not in summary
+    half = run_here(tmp_path, "optimizer=sgd", "epochs=1", "precision=fp16", "max_samples=60").summary
+    assert half["skipped_steps"] >= 0
+
+
 def test_a_gpu_that_is_not_there(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="device=cuda:3 was asked for, but PyTorch sees no GPUs"):
         run_here(tmp_path, "device=cuda:3")
+
+
+def test_apples_gpu_is_refused_where_there_is_none_and_untested_where_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(UserError, match="device=mps was asked for, but PyTorch sees no GPU of Apple's: use device=cpu"):
+        run_here(tmp_path, "device=mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("sam_repro.train.loop.train", lambda *_: {})
+    monkeypatch.setattr("sam_repro.tracking.console.show_summary", lambda *_: None)
+    run_here(tmp_path, "device=mps")
+    assert capsys.readouterr().out.count("device=mps is untested") == 1
 
 
 def test_validation_leaves_the_test_set_alone(tmp_path, capsys):
@@ -294,6 +316,34 @@ def test_evaluate_gives_the_last_score_and_refuses_an_unfinished_run(tmp_path):
     write(run.path / "status.json", json.dumps({**run.status, "state": "failed"}))
     with pytest.raises(UserError, match="is failed, not done"):
         evaluate.evaluate_run(run.id, runs_dir=str(tmp_path))
+
+
+LOCKED = """
+import subprocess, sys
+if sys.argv[2] == "without":
+    sys.modules["fcntl"] = None
+from sam_repro.store import Run
+run = Run(sys.argv[1], "one")
+with run._locked():
+    print(run.is_held())
+    try:
+        run.remove()
+    except ValueError as error:
+        print(error)
+print(run.is_held())
+with run._locked():
+    if sys.argv[2] != "without":
+        sys.exit(subprocess.run([sys.executable, "-c", "import os; os.kill(os.getppid(), 9)"]).returncode)
+"""
+
+
+@pytest.mark.parametrize("fcntl", ["with", "without"])
+def test_one_process_holds_a_run_with_and_without_fcntl(tmp_path, fcntl):
+    """And where it is killed nobody does."""
+    said = subprocess.run([sys.executable, "-u", "-c", LOCKED, str(tmp_path), fcntl], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == (-signal.SIGKILL if fcntl == "with" else 0), said.stderr
+    assert not Run(tmp_path, "one").is_held()
+    assert said.stdout.splitlines() == ["True", "Run one is running (process None); let it end.", "False"]
 
 
 def test_runs_can_be_listed_shown_and_removed(tmp_path, capsys):
@@ -371,6 +421,39 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     out = capsys.readouterr().out
     for word in ("269,434 parameters in 20 layers", "MiB", "where=layers", "2 epochs x 4 steps", "Nothing was run"):
         assert word in out
+
+
+def test_a_dry_run_times_the_steps_of_a_training(tmp_path, monkeypatch):
+    modes, backward = [], Job.backward
+    monkeypatch.setattr(Job, "backward", lambda job, samples: modes.append(job.model.training) or backward(job, samples))
+    run_here(tmp_path, "dry_run=true")
+    assert modes
+    assert all(modes)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    run = run_here(tmp_path, "epochs=1")
+    job, before = Job(run.config), run.checkpoint.read_bytes()
+
+    def full(_, file):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        job.save(run.checkpoint)
+    assert run.checkpoint.read_bytes() == before
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_is_written_without_a_copy_of_it_in_memory(tmp_path):
+    job = Job(compose(SMALL))
+    job.save(tmp_path / "once.pt")  # what is imported for it
+    tracemalloc.start()
+    job.save(tmp_path / "checkpoint.pt")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < (tmp_path / "checkpoint.pt").stat().st_size / 2
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------------------

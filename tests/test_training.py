@@ -1,15 +1,20 @@
 """Base optimizers, schedules and what else a step of the loop consists of."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sam_repro.config import compose
 from sam_repro.optim import StaticStep
-from sam_repro.schema import UserError
+from sam_repro.schema import Diverged, UserError
+from sam_repro.store import Run
+from sam_repro.train.backends import backends
 from sam_repro.train.base import base_optimizer, schedule
 from sam_repro.train.job import Job
-from sam_repro.train.loop import EpochRecord, train_epoch
+from sam_repro.train.loop import EpochRecord, train, train_epoch
 from sam_repro.train.score import accuracy
 
 EPOCHS, STEPS = 8, 5
@@ -235,3 +240,109 @@ def test_a_training_of_static_steps_has_the_same_numbers(words):
 def test_graphs_are_refused_where_the_method_or_the_model_has_no_static_step():
     with pytest.raises(UserError, match="graphs=true does not go with this method: every epoch writes its logits"):
         job("optimizer=saf", "graphs=true")
+
+
+# -- how PyTorch's libraries compute -------------------------------------------------------------------------------------
+
+
+def flags():
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    precisions = [part.fp32_precision for part in (cuda.matmul, cudnn.conv, cudnn.rnn)]
+    return [*precisions, cudnn.benchmark, torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], [*3 * ["ieee"], True, False, None]),
+        (["tf32=true", "cudnn_benchmark=false"], [*3 * ["tf32"], False, False, None]),
+        (["deterministic=true"], [*3 * ["ieee"], False, True, ":4096:8"]),
+    ],
+)
+def test_the_flags_of_the_process_are_the_runs_while_it_trains(words, expected):
+    before = flags()
+    with pytest.raises(ZeroDivisionError), backends(compose(words)):
+        assert flags() == expected
+        raise ZeroDivisionError
+    assert flags() == before
+
+
+def test_what_has_no_deterministic_version_is_named_in_a_sentence(tmp_path, monkeypatch):
+    def put(outputs, targets, **_):
+        return outputs.sum(1) * torch.zeros(len(targets)).put_(torch.tensor([0]), torch.ones(1))
+
+    monkeypatch.setattr(F, "cross_entropy", put)
+    config = compose(["device=cpu", "train_fraction=0.1", "epochs=1", "deterministic=true"])
+    with pytest.raises(UserError, match=r"deterministic=true: PyTorch's put_ cannot; .* deterministic=false") as caught:
+        train(config, Run(tmp_path, "run"))
+    assert "\n" not in str(caught.value)
+
+
+def test_images_and_weights_lie_as_they_are_told():
+    for word, layout in (("true", torch.channels_last), ("false", torch.contiguous_format)):
+        subject = job(f"channels_last={word}")
+        images = [next(iter(found)).inputs for found in (subject.batches.epoch(0), subject.scored_samples())]
+        weight = subject.model.get_submodule("block1.conv1").weight
+        assert all(t.is_contiguous(memory_format=layout) for t in (*images, weight))
+    assert not weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# -- fp16 ----------------------------------------------------------------------------------------------------------------
+
+HALF = ("precision=fp16", "batch_size=48", "optimizer=layerwise", "k=3", "lr=0.02")
+
+
+def test_float16_trains_close_to_float32():
+    losses = []
+    for precision in ("fp32", "fp16"):
+        subject = job(*HALF, f"precision={precision}")
+        subject.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")  # small enough for the first step
+        record = EpochRecord(subject)
+        train_epoch(subject, record)
+        row = record.close()[0]
+        losses.append(row["train_loss"])
+        assert row.get("skipped_steps") == (0 if precision == "fp16" else None)
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_a_step_that_overflows_is_left_out_counted_and_scaled_less():
+    subject = job(*HALF, "momentum=0", "weight_decay=0", "clip=1")
+    subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30, backoff_factor=2.0**-22)
+    record, weights = EpochRecord(subject), []
+    step = subject.step
+
+    def watched():
+        before = [p.detach().clone() for p in subject.parameters]
+        taken = step()
+        weights.append(any(not torch.equal(p, q) for p, q in zip(subject.parameters, before, strict=True)))
+        assert weights[-1] == bool(taken)
+        return taken
+
+    subject.step = watched
+    train_epoch(subject, record)
+    row, layers = record.close()
+    assert weights == [False, True, True]
+    assert (row["steps"], row["skipped_steps"]) == (3, 1)
+    assert subject.scaler.get_scale() == 2.0**8
+    assert 0 < row["grad_norm"] < 1e3
+    assert all(0 <= layer["grad_norm"] < 1e3 for layer in layers)
+    assert subject.schedule.last_epoch == 3, "the schedule goes on"
+
+
+def test_an_epoch_without_a_step_has_diverged():
+    subject = job(*HALF)
+    subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    record = EpochRecord(subject)
+    train_epoch(subject, record)
+    with pytest.raises(Diverged, match="gradient norm"):
+        record.close()
+
+
+def test_fused_base_optimizers_are_those_of_gpus(monkeypatch):
+    on_gpu = [SimpleNamespace(device=torch.device("cuda"), ndim=2)]
+    for name in ("SGD", "AdamW"):
+        monkeypatch.setattr(f"sam_repro.train.base.{name}", lambda *_, **more: more)
+        settings = compose([f"base={name.lower()}", "lr=0.1"])["base"]
+        assert base_optimizer(settings, on_gpu, 0.1, 0.0)["fused"] is True
+        assert "fused" not in base_optimizer(settings, [torch.nn.Parameter(torch.zeros(1))], 0.1, 0.0)

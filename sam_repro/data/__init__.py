@@ -66,6 +66,7 @@ def _shuffled(n: int) -> torch.Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
-def to(parts: Parts, device: torch.device, workers: int = 0) -> Parts:
-    """The parts on the device, where they stay for the whole training; files are read by so many processes."""
-    return replace(parts, train=parts.train.to(device), score=parts.score.to(device), dataset=parts.dataset.on(device, workers))
+def to(parts: Parts, device: torch.device, workers: int = 0, layout: torch.memory_format = torch.channels_last) -> Parts:
+    """The parts on the device, where they stay for the whole training; files are read by so many processes, images laid out so."""
+    dataset = parts.dataset.on(device, workers, layout)
+    return replace(parts, train=parts.train.to(device), score=parts.score.to(device), dataset=dataset)

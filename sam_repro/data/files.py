@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
 from .split import Batch, Dataset, Shuffled
 
+Draw = tuple[int, int]  # the seed of an epoch, and the index of a sample
 PIECE = 256  # images that a worker hands over together
 
 
@@ -75,10 +77,11 @@ class FolderDataset(Dataset):
     margin: float  # of the short side over the square that is measured on
     workers: int = 0
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (it is immutable)
+    layout: torch.memory_format = torch.channels_last
 
-    def on(self, device: torch.device, workers: int) -> FolderDataset:
-        """The data set that makes its batches for ``device``, read by so many processes."""
-        return replace(self, device=device, workers=workers)
+    def on(self, device: torch.device, workers: int, layout: torch.memory_format = torch.channels_last) -> FolderDataset:
+        """The data set that makes its batches for ``device``, laid out so, read by so many processes."""
+        return replace(self, device=device, workers=workers, layout=layout)
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -91,28 +94,46 @@ class FolderDataset(Dataset):
 
     def in_order(self, split: Files, batch_size: int) -> Iterator[Batch]:
         """The middle of every image, to measure on."""
-        read = Squares(split, self.augment.size, self.margin)
-        yield from self.loaded(read, list(torch.arange(len(split)).split(batch_size)))
+        if id(split) not in self._readers:  # a reader holds its split, so that no other can have its id
+            self._readers[id(split)] = Reader(Squares(split, self.augment.size, self.margin), self)
+        yield from self._readers[id(split)].batches(list(torch.arange(len(split)).split(batch_size)))
 
-    def loaded(self, read: Any, order: list[Tensor]) -> Iterator[Batch]:
-        """The batches ``order`` of what ``read`` makes of an index."""
-        # A batch travels in pieces: a worker holds some hundred images at a time, however large the batch is.
-        pieces = [piece for indices in order for piece in indices.split(PIECE)]
-        loader: Any = DataLoader(
-            read,
-            batch_sampler=[piece.tolist() for piece in pieces],
-            num_workers=self.workers,
+    @cached_property
+    def _readers(self) -> dict[int, Reader]:
+        return {}
+
+
+class Reader:
+    """Makes batches of what worker processes read; they stay from one pass over the data to the next."""
+
+    def __init__(self, samples: Squares | RandomParts, dataset: FolderDataset) -> None:
+        self.pieces: list[list[Draw]] = []  # of the pass to come
+        self.device = dataset.device
+        self.loader: Any = DataLoader(
+            samples,
+            batch_sampler=self.pieces,
+            num_workers=dataset.workers,
+            persistent_workers=dataset.workers > 0,
             pin_memory=self.device.type == "cuda",
-            prefetch_factor=2 if self.workers else None,
+            prefetch_factor=2 if dataset.workers else None,
             generator=torch.Generator(),  # or it would draw from the global one
         )
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN[self.augment.normalise])
-        normalise = Normalise(mean, std, self.augment.size, self.device)
-        loaded = iter(loader)
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN[dataset.augment.normalise])
+        self.normalise = Normalise(mean, std, dataset.augment.size, self.device, dataset.layout)
+        self.passes = 0
+
+    def batches(self, order: list[Tensor], seed: int = 0) -> Iterator[Batch]:
+        """The batches ``order``, indices on the host, with the draws of ``seed``. A pass ends where the next one begins."""
+        # A batch travels in pieces: a worker holds some hundred images at a time, however large the batch is.
+        self.pieces[:] = [[(seed, index) for index in piece.tolist()] for indices in order for piece in indices.split(PIECE)]
+        self.passes += 1
+        loaded, this = iter(self.loader), self.passes
         for indices in order:
+            if this != self.passes:
+                raise RuntimeError("Another pass over the same images has begun: finish one before the next.")
             got = [self._next(loaded) for _ in indices.split(PIECE)]
             pixels, targets = (torch.cat(column) if len(column) > 1 else column[0] for column in zip(*got, strict=True))
-            yield Batch(normalise(pixels), targets, indices.to(self.device, non_blocking=True))
+            yield Batch(self.normalise(pixels), targets, indices.to(self.device, non_blocking=True))
 
     def _next(self, loaded: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         try:
@@ -132,8 +153,11 @@ class FileBatches(Shuffled):
         """The batches of epoch ``number``."""
         seed = self.seed_of(number)
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))
-        read = RandomParts(self.split, self.dataset.augment, seed)
-        yield from self.dataset.loaded(read, list(order.split(self.batch_size)))
+        yield from self._reader.batches(list(order.split(self.batch_size)), seed)
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(RandomParts(self.split, self.dataset.augment), self.dataset)
 
 
 @dataclass(frozen=True)
@@ -147,7 +171,8 @@ class Squares(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        _, index = draw
         return centre_square(read_image(self.split.path(index)), self.side, self.margin), self.split.targets[index]
 
 
@@ -157,18 +182,17 @@ class RandomParts(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     split: Files
     augment: Augment
-    seed: int
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor]:
         from torchvision.transforms import RandomResizedCrop
         from torchvision.transforms import functional as T
 
-        image, side = read_image(self.split.path(index)), self.augment.size
+        image, side = read_image(self.split.path(draw[1])), self.augment.size
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hash((self.seed, index)))  # torch.manual_seed would seed GPUs too
+            torch.default_generator.manual_seed(hash(draw))  # torch.manual_seed would seed GPUs too
             if self.augment.inception:
                 part = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
                 pixels = T.pil_to_tensor(T.resized_crop(image, *part, [side, side], antialias=True))
@@ -176,4 +200,4 @@ class RandomParts(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 pixels = centre_square(image, side)
             if self.augment.flip and torch.rand(()) < 0.5:
                 pixels = pixels.flip(-1)
-        return pixels, self.split.targets[index]
+        return pixels, self.split.targets[draw[1]]

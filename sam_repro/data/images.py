@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,11 @@ class ImageDataset(Dataset):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment = Augment()
+    layout: torch.memory_format = torch.channels_last
+
+    def on(self, device: torch.device, workers: int, layout: torch.memory_format = torch.channels_last) -> ImageDataset:
+        """The data set whose batches are laid out so."""
+        return self if layout == self.layout else replace(self, layout=layout)
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -67,9 +72,9 @@ class ImageDataset(Dataset):
 
     def _to(self, device: torch.device) -> Normalise:
         if self.augment.normalise == "pixel":
-            return Normalise(*pixel_moments(self.train.inputs), self.augment.size, device)
+            return Normalise(*pixel_moments(self.train.inputs), self.augment.size, device, self.layout)
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN.get(self.augment.normalise, (self.mean, self.std)))
-        return Normalise(mean, std, self.augment.size, device)
+        return Normalise(mean, std, self.augment.size, device, self.layout)
 
     def batches(self, split: Tensors, batch_size: int, seed: int) -> TrainBatches:
         """Shuffled and augmented, to train on."""
@@ -94,7 +99,7 @@ class TrainBatches:
             if self.augment.inception or self.augment.size:
                 raise UserError("dataset.normalise=pixel needs images as they are: set dataset.inception=false and dataset.size=0.")
             images = self.normalise(images).contiguous()
-            self.normalise = Normalise(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), 0, images.device)
+            self.normalise = Normalise(torch.zeros(1, 1, 1), torch.ones(1, 1, 1), 0, images.device, dataset.layout)
         crop, (height, width) = 0 if self.augment.inception else self.augment.crop, images.shape[2:]
         padded = F.pad(images, (crop, crop, crop, crop))
         # Every crop of every image, as a view: windows[i, :, dy, dx] is image i moved by (dy, dx).
@@ -165,20 +170,22 @@ def pixel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Normalise:
-    """uint8 images to float32 ones, channels last: enlarged to ``size``, mean 0 and deviation 1 in every channel, or in every pixel."""
+    """uint8 images to float32 ones, in a layout: enlarged to ``size``, mean 0 and deviation 1 in every channel, or in every pixel."""
 
-    def __init__(self, mean: Tensor, std: Tensor, size: int, device: torch.device) -> None:
+    def __init__(
+        self, mean: Tensor, std: Tensor, size: int, device: torch.device, layout: torch.memory_format = torch.channels_last
+    ) -> None:
         self.mean, self.std = mean.to(device), std.to(device)  # (channels or 1, 1 or height, 1 or width)
-        self.size = size
+        self.size, self.layout = size, layout
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(n, channels, height, width)``, of any type."""
-        values = images.to(torch.float32, memory_format=torch.channels_last)
+        values = images.to(torch.float32, memory_format=self.layout)
         if self.size not in (0, images.shape[2]):
             values = F.interpolate(values, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
-            values = values.contiguous(memory_format=torch.channels_last)
+            values = values.contiguous(memory_format=self.layout)
         elif values is images:
-            values = images.clone(memory_format=torch.channels_last)
+            values = images.clone(memory_format=self.layout)
         return values.sub_(self.mean).div_(self.std)
 
 

@@ -123,8 +123,8 @@ class Dataset(ABC):
     metrics: tuple[str, ...] = ("accuracy",)  # the first is the score
     note: str = ""  # what a reader of its scores must know, e.g. that it is not the whole data set
 
-    def on(self, device: torch.device, workers: int) -> Dataset:
-        """The data set that makes its batches for ``device``, where it reads files with so many processes."""
+    def on(self, device: torch.device, workers: int, layout: torch.memory_format = torch.channels_last) -> Dataset:
+        """The data set that makes its batches for ``device``, images laid out so; where it reads files, with so many processes."""
         return self
 
     @property

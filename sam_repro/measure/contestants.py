@@ -128,6 +128,6 @@ def mean_of_kinds(kinds: Iterable[Hashable], values: Iterable[float], weights: I
 
 def clock(device: torch.device) -> float:
     """Seconds; the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..config import complete
 from ..provenance import commit, now, versions
 from ..schema import Diverged, UserError
 from ..store import Row, Run, find
@@ -35,7 +36,7 @@ class Finished:
 
         from ..train.job import Job, resolve_device
 
-        config = run.config | {"device": device} | ({"data_dir": data_dir} if data_dir else {})
+        config = complete(run.config, device=device, **({"data_dir": data_dir} if data_dir else {}))
         self.run = run
         self.job: Job = Job(resolve_device(config))
         self.job.resume(run.checkpoint)

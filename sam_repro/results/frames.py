@@ -33,14 +33,15 @@ COLUMNS = {
     "dataset": ("", "option of conf/dataset"), "model": ("", "option of conf/model, or timm's name"),
     "optimizer": ("", "option of conf/optimizer"),
     "seed": ("", "of initial weights, order and augmentation"), "scale": ("", "option of conf/scale"),
-    "device": ("", "cpu or cuda"), "precision": ("", "fp32, bf16 or fp16"), "hardware": ("", "the device in words"),
+    "device": ("", "cpu, cuda or mps"), "precision": ("", "fp32, bf16 or fp16"), "hardware": ("", "the device in words"),
     "metric": ("", "what the score is"), "split": ("", "what it is taken on: test or val"),
     "score_last": ("%", "after the last epoch"), "score_best": ("%", "of the best epoch scored"), "best_epoch": ("", "which one that was"),
     "train_loss": ("nats", "mean over the last epoch, of the first pass"),
     "grad_norm": ("", "mean over the last epoch's steps of the norm of the last pass's gradient"),
     "epochs": ("", "trained"), "steps": ("", "trained"), "train_samples": ("", "in an epoch"), "parameters": ("", "trainable"),
     "images_per_second": ("1/s", "samples trained on over the time it took, without evaluation and checkpoints"),
-    "seconds": ("s", "of training"),
+    "seconds": ("s", "of training"), "peak_memory": ("bytes", "that tensors took at most on a GPU; empty on the CPU"),
+    "skipped_steps": ("steps", "not taken under fp16, for their gradient overflowed; empty elsewhere"),
     "sampling_number": ("steps", "with an ascent"), "sampling_rate": ("%", "of the steps have an ascent"),
     "forward_units": ("SGD's steps", "forward passes"), "backward_units": ("SGD's steps", "backward passes"),
     "forward_per_step": ("SGD's steps", "forward passes of a step"), "backward_per_step": ("SGD's steps", "backward passes of a step"),
@@ -115,7 +116,7 @@ class Frames:
     def settings(self) -> set[tuple[str, str, str]]:
         """Scale, device and precision of the runs that are over: at others none need be looked for. A damaged run may be of any."""
         over = self.runs[self.runs.state.isin(OVER)]
-        any_ = product(("paper", "small"), ("cuda", "cpu"), ("fp32", "bf16", "fp16")) if (self.runs.state == "damaged").any() else ()
+        any_ = product(("paper", "small"), ("cuda", "cpu", "mps"), ("fp32", "bf16", "fp16")) if (self.runs.state == "damaged").any() else ()
         return {*zip(over["scale"], over["device"], over["precision"], strict=True), *any_}
 
     def ended(self, run_id: str) -> Run | None:
@@ -195,7 +196,8 @@ def _read(run: Run) -> Row:
     }  # fmt: skip
     if not summary:
         return row
-    row |= {key: value for key, value in summary.items() if key not in ("run_id", "versions", "perturbations")}
+    said = {key: value for key, value in summary.items() if key in COLUMNS or key not in config}  # what else is in both is config.<key>
+    row |= {key: value for key, value in said.items() if key not in ("run_id", "versions", "perturbations")}
     row |= {
         "perturbations": sum(summary["perturbations"].values()), "sampling_rate": 100 * summary["sampling_number"] / summary["steps"],
         "forward_per_step": summary["forward_units"] / summary["steps"], "backward_per_step": summary["backward_units"] / summary["steps"],

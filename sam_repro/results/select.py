@@ -20,7 +20,7 @@ from .declare import Cell, Table, Words, distinct
 from .frames import Frames
 
 SCALES = ("paper", "small")  # shown where the user names none: the first that has runs. A smoke test's numbers mean nothing.
-DEVICES = ("cuda", "cpu")
+DEVICES = ("cuda", "cpu", "mps")
 OWN = ""  # a selection's ``of``: the cell's own runs, not those of a reference
 
 

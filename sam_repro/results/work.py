@@ -78,7 +78,7 @@ def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Wo
 
 
 def device_type(name: str) -> str:
-    """``cpu`` or ``cuda``; asks torch only where the name leaves it open."""
+    """``cpu``, ``cuda`` or ``mps``; asks torch only where the name leaves it open."""
     if name in ("", "auto"):
         from ..train.job import resolve_device
 

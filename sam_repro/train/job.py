@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,16 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from .. import data, models, optim
 from ..chain import call, tree_map
-from ..config import DEVICE
+from ..config import check_device
 from ..data import Batch, Batches, FullBatches
 from ..data.cached import cached
 from ..optim import Report
 from ..schema import UserError
-from ..store import write
+from ..store import replacing
 from .base import base_optimizer, schedule
+from .compiled import compile_stages
 from .score import autocast
 
 Config = dict[str, Any]
@@ -31,14 +32,15 @@ Config = dict[str, Any]
 def resolve_device(config: Config) -> Config:
     """The configuration with ``device=auto`` decided; UserError where the GPU that was asked for is not there."""
     name = config["device"]
-    if not re.fullmatch(DEVICE, name):
-        raise UserError(f"device={name} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check_device(name)
     if name == "auto":
         return {**config, "device": "cuda" if torch.cuda.is_available() else "cpu"}
     if name.startswith("cuda"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(name.partition(":")[2] or 0) >= count:
             raise UserError(f"device={name} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count != 1)}: use device=cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device=mps was asked for, but PyTorch sees no GPU of Apple's: use device=cpu.")
     return config
 
 
@@ -48,7 +50,10 @@ class Job:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = torch.device(config["device"])
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device.index or 0)  # or what names no index would take memory on the first GPU as well
         torch.manual_seed(config["seed"])
+        self.layout = torch.channels_last if config["channels_last"] else torch.contiguous_format
         self.parts = data.to(
             data.load(
                 config["dataset"],
@@ -59,10 +64,11 @@ class Job:
             ),
             self.device,
             config["workers"],
+            self.layout,
         )
         self.dataset = self.parts.dataset
         self.model = models.create(**config["model"], num_classes=self.dataset.classes, **self.dataset.shape)
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.size = sum(p.numel() for p in self.model.parameters())
         if config["model"].get("cache"):
             self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
@@ -79,8 +85,13 @@ class Job:
         self.base = base_optimizer(config["base"], self.parameters, config["lr"], at_w, config["decayed"])
         self.decayed = [p for p in self.parameters if config["decayed"] == "all" or p.ndim > 1]
         self.schedule = schedule(config["schedule"], self.base, config["epochs"], steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config["precision"] == "fp16")
+        if self.scaler.is_enabled():  # the very first step may overflow, and is none then
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.epoch = 0  # epochs done
         self._try()
+        if config["compile"] == "stages":
+            compile_stages(self.model)
 
     def _batches(self) -> Batches:
         config, train = self.config, self.parts.train
@@ -96,23 +107,45 @@ class Job:
     def backward(self, samples: Batch) -> Report:
         """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
         count = min(self.config["accumulate"], len(samples.targets))
+        scaler = self.scaler if self.scaler.is_enabled() else None
         with autocast(self.device, self.config["precision"]):
             if count == 1:
-                report = self.stepper.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices)
+                report = self.stepper.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices, scaler=scaler)
             else:
                 inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
                 targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
-                report = self.stepper.backward(inputs, targets, self.objective, indices=indices)
+                report = self.stepper.backward(inputs, targets, self.objective, indices=indices, scaler=scaler)
                 report = replace(report, outputs=torch.cat(report.outputs))
         if self.config["decay_in_loss"]:  # what is reported is the loss of the samples
             with torch.no_grad():
                 report = replace(report, loss=report.loss - self._decay())
         return report
 
+    def step(self) -> Tensor | None:
+        """Clip the gradient, take the base optimizer's step along it, and advance the schedule.
+
+        Under fp16 no step is taken along a gradient that overflowed, and the loss is scaled less from then on. Returns whether it was
+        taken, 0-dim and on the device; None where it always is. The schedule goes on in any case: its length is that of the training.
+        """
+        before = self._scale()
+        self.scaler.unscale_(self.base)
+        if self.config["clip"]:
+            clip_grad_norm_(self.parameters, self.config["clip"])
+        self.scaler.step(self.base)
+        self.scaler.update()
+        self.schedule.step()
+        self.base.zero_grad()
+        after = self._scale()
+        return None if before is None or after is None else after >= before
+
+    def _scale(self) -> Tensor | None:
+        """What the loss is scaled by, on the device."""
+        return self.scaler.scale(torch.ones((), device=self.device)) if self.scaler.is_enabled() else None
+
     @torch.no_grad()
     def _try(self) -> None:
         """Pass one sample through the model; UserError where it does not take such inputs."""
-        samples = next(self.dataset.on(self.device, 0).in_order(self.parts.train[torch.tensor([0])], 1))
+        samples = next(self.dataset.on(self.device, 0, self.layout).in_order(self.parts.train[torch.tensor([0])], 1))
         self.model.eval()
         try:
             call(self.model, samples.inputs)
@@ -121,6 +154,8 @@ class Job:
                 raise
             name, reason = self.config["model"]["name"], (str(error).splitlines() or ["no reason given"])[0]
             raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
+        finally:
+            self.model.train()
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, with label smoothing; ``(batch,)``. What is reported and measured."""
@@ -156,12 +191,13 @@ class Job:
             "base": self.base.state_dict(),
             "schedule": self.schedule.state_dict(),
             "gradient": self.gradient.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **({"random_mps": torch.mps.get_rng_state()} if self.device.type == "mps" else {}),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write(path, buffer.getvalue())
+        with replacing(path) as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
         """Take up where ``save`` left off."""
@@ -177,7 +213,11 @@ class Job:
         self.base.load_state_dict(state["base"])
         self.schedule.load_state_dict(state["schedule"])
         self.gradient.load_state_dict(_on_host(state["gradient"]))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"].cpu())
+        if (apple := state.get("random_mps")) is not None:
+            torch.mps.set_rng_state(apple.cpu())
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"].cpu(), self.device)
 

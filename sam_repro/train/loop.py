@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from ..fingerprint import check_data, fingerprint
 from ..optim import HostCopy, Report
@@ -20,8 +19,9 @@ from ..schema import Diverged, UserError
 from ..store import Row, Run
 from ..tracking.console import Display
 from ..tracking.follow import follow
+from .backends import backends, in_force
 from .job import Config, Job
-from .score import METRICS, accuracy, evaluate
+from .score import METRICS, accuracy, evaluate, widest
 from .steps import WatchedSteps, earlier_lines
 
 
@@ -31,6 +31,12 @@ def train(config: Config, run: Run) -> Row:
     Raises UserError where the configuration does not fit the data or the model, and Diverged where something is no longer finite.
     """
     gc.collect()  # the job before this one in a sweep: its schedule and its optimizer refer to each other
+    with backends(config):
+        return _trained(_begun(config, run), run)
+
+
+def _begun(config: Config, run: Run) -> Job:
+    """The training where the run stands."""
     job = Job(config)
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
@@ -39,6 +45,14 @@ def train(config: Config, run: Run) -> Row:
         job.resume(run.checkpoint)
     else:
         run.note(data=fingerprint(config["dataset"], config["data_dir"]))
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.device)
+    return job
+
+
+def _trained(job: Job, run: Run) -> Row:
+    """From there to its end."""
+    config = job.config
     metrics = [row for row in run.metrics() if row["epoch"] <= job.epoch]
     layers = [row for row in run.layers() if row["epoch"] <= job.epoch]
     if len(metrics) != job.epoch or len(layers) != job.epoch * len(job.gradient.structure.layers):
@@ -74,18 +88,13 @@ def train(config: Config, run: Run) -> Row:
 
 def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -> None:
     """One pass over the training set. Nothing in it makes the host wait for the device, but the method's own decision."""
-    config = job.config
     job.model.train()
     for samples in job.batches.epoch(job.epoch):
         record.watched.begin()
         report = job.backward(samples)
-        if config["clip"]:
-            clip_grad_norm_(job.parameters, config["clip"])
         lr = job.base.param_groups[0]["lr"]
-        job.base.step()
-        job.schedule.step()
-        job.base.zero_grad()
-        record.step(report, samples.targets, lr)
+        taken = job.step()
+        record.step(report, samples.targets, lr, taken)
         if display is not None and display.live:
             record.show(display)
     job.epoch += 1
@@ -104,6 +113,7 @@ class EpochRecord:
         self.loss = torch.zeros((), device=job.device)
         self.layer_norms = torch.zeros(len(job.gradient.structure.layers), device=job.device)
         self.norm = torch.zeros((), device=job.device)
+        self.skipped = torch.zeros((), device=job.device)  # steps, under fp16
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
         self.lr = 0.0
@@ -112,16 +122,20 @@ class EpochRecord:
         self._shown = 0.0
         self._on_its_way: HostCopy | None = None
 
-    def step(self, report: Report, targets: Tensor, lr: float) -> None:
-        """Add what a step reports."""
+    def step(self, report: Report, targets: Tensor, lr: float, taken: Tensor | None) -> None:
+        """Add what a step reports; the norms of one that was not taken, which overflowed, are left out."""
+        norms = report.layer_norms
+        if taken is not None:
+            norms = norms.where(taken, 0.0)
+            self.skipped += ~taken
         self.steps += 1
         self.ascents += report.ascended
         self.forward_units += report.forward_units
         self.backward_units += report.backward_units
         self.perturbed.update(report.layers)
         self.loss += report.loss * len(targets)
-        self.layer_norms += report.layer_norms
-        self.norm += report.layer_norms.norm()
+        self.layer_norms += norms
+        self.norm += norms.norm()
         self.predictions.append(report.outputs.argmax(1))
         self.targets.append(targets)
         self.lr = lr
@@ -154,9 +168,12 @@ class EpochRecord:
         """
         model = self.job.model
         moving = [buffer for name, buffer in model.named_buffers() if name not in self.job.endless]
-        sums = [self.loss, self.norm, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving))]
-        loss, norm, weights, buffers = torch.stack([number.double() for number in sums]).tolist()  # waits for the device: the work is done
+        sums = [self.loss, self.norm, self.skipped, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving))]
+        # Waits for the device: the work is done.
+        loss, norm, skipped, weights, buffers = torch.stack([number.to(widest(self.loss.device)) for number in sums]).tolist()
         seconds = time.perf_counter() - self.started
+        taken = self.steps - int(skipped)
+        norm = norm / taken if taken else math.nan
         check_finite(self.number, {"loss": loss, "gradient norm": norm, "weights": weights, "buffers": buffers})
         row = {
             "epoch": self.number,
@@ -166,16 +183,17 @@ class EpochRecord:
             "lr": self.lr,
             "images_per_second": self.samples / seconds,
             "sampling_number": self.ascents,
-            "grad_norm": norm / self.steps,
+            "grad_norm": norm,
             "weight_norm": weights,
             "seconds": seconds,
             "steps": self.steps,
             "forward_units": self.forward_units,
             "backward_units": self.backward_units,
-            **{name: torch.stack(numbers).mean().item() for name, numbers in self.reused.items()},
+            **({"skipped_steps": self.steps - taken} if self.job.scaler.is_enabled() else {}),
+            **{name: finite_mean(numbers) for name, numbers in self.reused.items()},
         }
         names = [layer.name for layer in self.job.gradient.structure.layers]
-        norms = (self.layer_norms / self.steps).tolist()
+        norms = (self.layer_norms / taken).tolist()
         return row, [
             {"epoch": self.number, "layer": name, "grad_norm": norm, "perturbations": self.perturbed[name]}
             for name, norm in zip(names, norms, strict=True)
@@ -185,9 +203,15 @@ class EpochRecord:
         return METRICS[self.job.dataset.metrics[0]](torch.cat(self.predictions), torch.cat(self.targets))
 
 
+def finite_mean(numbers: list[Tensor]) -> float:
+    """Of those that are finite: under fp16 an ascent may overflow."""
+    found = torch.stack(numbers)
+    return found[found.isfinite()].mean().item()
+
+
 def norm_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Of all floating ones together; in float64, where it overflows for no finite float32."""
-    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64) for tensor in tensors if tensor.is_floating_point()]
+    """Of all floating ones together; in float64, where there is one, it overflows for no finite float32."""
+    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=widest(device)) for tensor in tensors if tensor.is_floating_point()]
     return torch.stack(norms).norm() if norms else torch.zeros((), device=device)
 
 
@@ -235,6 +259,9 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "device": config["device"].partition(":")[0],
         "hardware": hardware(job.device),
         "precision": config["precision"],
+        **in_force(config),
+        **({"skipped_steps": sum(row["skipped_steps"] for row in metrics)} if job.scaler.is_enabled() else {}),
+        "peak_memory": torch.cuda.max_memory_allocated(job.device) if job.device.type == "cuda" else None,
         "versions": versions(),
         "scale": config["scale"],
         "note": job.dataset.note,
@@ -245,4 +272,6 @@ def hardware(device: torch.device) -> str:
     """What the device is, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"Apple GPU ({platform.machine()})"
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from ..data import Batch
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The most exact type that the device has."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def accuracy(predictions: Tensor, targets: Tensor) -> Tensor:
     """Percent of ``predictions`` that equal ``targets``, both ``(n,)``."""
-    return (predictions == targets).double().mean() * 100
+    return (predictions == targets).to(widest(targets.device)).mean() * 100
 
 
 def matthews(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -30,6 +35,7 @@ def f1(predictions: Tensor, targets: Tensor) -> Tensor:
     return torch.tensor(100 * f1_score(targets.cpu().numpy(), predictions.cpu().numpy(), zero_division=0.0))
 
 
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy, "matthews": matthews, "f1": f1}
 
 
@@ -52,5 +58,5 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], metrics: Sequence[str],
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which passes run at ``precision``: fp32 or bf16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """The context in which passes run at ``precision``: fp32, bf16 or fp16."""
+    return torch.autocast(device.type, HALF.get(precision, torch.bfloat16), enabled=precision in HALF)
