@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from .. import data, models, optim
 from ..chain import call, tree_map
-from ..config import DEVICE
 from ..data import Batch, Batches, FullBatches
 from ..data.cached import cached
+from ..device import resolve_device as resolve_device
 from ..optim import Report
 from ..schema import UserError
 from ..store import write
@@ -26,20 +25,6 @@ from .base import base_optimizer, schedule
 from .score import autocast
 
 Config = dict[str, Any]
-
-
-def resolve_device(config: Config) -> Config:
-    """The configuration with ``device=auto`` decided; UserError where the GPU that was asked for is not there."""
-    name = config["device"]
-    if not re.fullmatch(DEVICE, name):
-        raise UserError(f"device={name} is one of auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if name == "auto":
-        return {**config, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(name.partition(":")[2] or 0) >= count:
-            raise UserError(f"device={name} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count != 1)}: use device=cpu.")
-    return config
 
 
 class Job:
