@@ -43,18 +43,18 @@ app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config"
 def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
     from .console import console
-    from .dry_run import dry_run  # some of these import torch: not before the configuration is known to be right
+    from .device import resolve_device
     from .fingerprint import check_data, describe
     from .tracking.console import show_summary
     from .tracking.follow import show_finished
-    from .train.job import resolve_device
-    from .train.loop import train
 
     config = resolve_device(config)
     if config["device"] == "mps":
         console.print("device=mps is untested: compare a short run with device=cpu.")
     run = Run(config["runs_dir"], identity(config))
     if config["dry_run"]:
+        from .dry_run import dry_run  # imports torch, as does the training below: a run that is over needs none
+
         dry_run(config, run)
         return
     kept = not config["rerun"] and (run.state in ("done", "diverged") or run.checkpoint.exists())
@@ -69,6 +69,8 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if not config["rerun"] and run.state == "diverged":
         show_finished(config, run)
         raise Diverged(run.verdict)  # again the same numbers would come of it
+    from .train.loop import train
+
     verb = "resumes" if run.checkpoint.exists() and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 WEIGHT_BEARING = (
     nn.modules.conv._ConvNd,
@@ -100,6 +100,36 @@ def _first_stages(model: nn.Module) -> dict[nn.Parameter, int]:
     return stages
 
 
+class FlopCounter(TorchDispatchMode):
+    """The FLOPs of what runs inside, by the formulas of torch.utils.flop_counter.
+
+    Its own FlopCounterMode imports torch.compile's compiler with the first operation, in every layer-wise run: for seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        from torch.utils.flop_counter import flop_registry  # half a second, and most methods make no partial passes
+
+        self.formulas, self.flops = flop_registry, 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch wraps what follows in the import
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, or what it is made of where that is what has formulas."""
+        kwargs = kwargs or {}
+        if func._overloadpacket not in self.formulas and func.namespace != "prim":  # prim::device is made of nothing
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        out = func(*args, **kwargs)
+        if formula := self.formulas.get(func._overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
 @torch.no_grad()
 def stage_flops(model: nn.Module, inputs: Any) -> list[int]:
     """Forward FLOPs of every stage for ``inputs`` (a batch of any size), of the whole model where it is no chain.
@@ -111,9 +141,9 @@ def stage_flops(model: nn.Module, inputs: Any) -> list[int]:
     flops = []
     try:
         for stage in model if isinstance(model, Chain) else [partial(call, model)]:
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounter() as counter:
                 inputs = stage(inputs)
-            flops.append(counter.get_total_flops())
+            flops.append(counter.flops)
     finally:
         for module, training in modes.items():
             module.training = training

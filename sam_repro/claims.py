@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 from .command import command
 from .config import check_device
-from .console import console
-from .provenance import now, provenance
-from .results.claims import report as render
-from .results.claims.declare import Claim, Claims, load, load_all, module
-from .results.claims.evidence import Evidence, cell_of, stored
-from .results.claims.judge import VERDICTS
-from .results.declare import Table
-from .results.measurements import measure, missing
+from .results.declare import EXPERIMENTS
 from .results.select import Request
-from .results.work import Work, number_of_jobs, places, tasks
+from .results.work import number_of_jobs
 from .schema import UserError, options, read, suggest
-from .store import OVER, write
 
 USAGE = """python -m sam_repro.claims [PAPER] [list]     every claim with its verdict
     show ID      one claim: its parts, the runs that decide it, what is missing
     run ID ...   train and measure what is missing, or compute its checks   [jobs=N processes at a time]
     report       write results/claims.md and results/claims.csv, of all papers
   [file=mine.yaml: your own claims] [scale=small] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [data_dir=...]"""
-VERBS = ("list", "show", "run", "report")
+VERBS = {"list": (0, 0), "show": (1, 1), "run": (1, math.inf), "report": (0, 0)}  # of how many claims, at least and at most
 KEYS = {"file": "", "scale": "", "device": "", "precision": "", "runs_dir": "runs", "results_dir": "results", "data_dir": "", "jobs": ""}
 
 
@@ -48,26 +36,29 @@ def dispatch(arguments: list[str]) -> None:
     settings = {**KEYS, **dict(word.split("=", 1) for word in arguments if "=" in word)}
     words = [word for word in arguments if "=" not in word]
     request = _request(settings)
-    declared = [load(Path(settings["file"]))] if settings["file"] else load_all()
-    papers = [one.paper for one in declared]
-    chosen = papers
+    names = [Path(settings["file"]).stem] if settings["file"] else [path.parent.name for path in sorted(EXPERIMENTS.glob("*/claims.yaml"))]
+    paper = ""
     if words and words[0] not in VERBS:
-        if words[0] not in papers:
-            raise UserError(f"There is no command or paper {words[0]!r}.{suggest(words[0], (*VERBS, *papers))}")
-        chosen, words = [words[0]], words[1:]
-    wanted = [one for one in declared if one.paper in chosen]
-    match words:
-        case [] | ["list"]:
-            show_list([judged(one, request) for one in wanted])
-        case ["show", name]:
-            claim = _claim(wanted, name)
-            show(judged(next(one for one in wanted if claim in one.claims), request), claim)
-        case ["run", *names] if names:
-            run([_claim(wanted, name) for name in names], request, number_of_jobs(settings["jobs"]))
-        case ["report"]:
-            report(declared, request, Path(request.results_dir) / (Path(settings["file"]).stem or "claims"))
-        case _:
-            raise UserError(f"usage: {USAGE}")
+        if words[0] not in names:
+            raise UserError(f"There is no command or paper {words[0]!r}.{suggest(words[0], (*VERBS, *names))}")
+        paper, words = words[0], words[1:]
+    verb, *wanted = words or ["list"]
+    if verb not in VERBS or not VERBS[verb][0] <= len(wanted) <= VERBS[verb][1]:
+        raise UserError(f"usage: {USAGE}")
+    jobs = number_of_jobs(settings["jobs"])
+    from .results.claims import commands  # imports pandas and scipy: not before the words are known to be right
+
+    declared = commands.declared(settings["file"])
+    chosen = [one for one in declared if paper in ("", one.paper)]
+    match verb:
+        case "list":
+            commands.show_list([commands.judged(one, request) for one in chosen])
+        case "show":
+            commands.show(*commands.judged_of(chosen, wanted[0], request))
+        case "run":
+            commands.run([commands.claim_of(chosen, name) for name in wanted], request, jobs)
+        case "report":
+            commands.report(declared, request, Path(request.results_dir) / (Path(settings["file"]).stem or "claims"))
 
 
 def _request(settings: dict[str, str]) -> Request:
@@ -80,107 +71,6 @@ def _request(settings: dict[str, str]) -> Request:
     overrides = (f"data_dir={settings['data_dir']}",) if settings["data_dir"] else ()
     scale, device, precision, runs_dir, results_dir = (settings[key] for key in ("scale", "device", "precision", "runs_dir", "results_dir"))
     return Request(overrides, scale, device, precision, runs_dir=runs_dir, results_dir=results_dir)
-
-
-def judged(claims: Claims, request: Request) -> Evidence:
-    """The claims of a paper beside the runs that there are."""
-    return Evidence(claims, request, request.frames)
-
-
-def show_list(papers: list[Evidence]) -> None:
-    """All claims, a line each."""
-    for one in (one for paper in papers for one in paper.verdicts):
-        after = f" (Holm: {one.holm})" if one.holm != one.ours.verdict else ""
-        scale = f", {' and '.join(map(render.in_words, one.scales))}" if one.ours.n and one.scales not in ([], ["paper"]) else ""
-        effect = f"  {render.interval(one.ours)}" if not math.isnan(one.ours.effect) else ""
-        console.print(f"{one.claim.id}  {one.ours.verdict}{after}{scale}{effect}  {one.claim.says}", markup=False, highlight=False)
-
-
-def show(paper: Evidence, claim: Claim) -> None:
-    """All that is known of a claim."""
-    one = next(one for one in paper.verdicts if one.claim == claim)
-    after = f" ({one.holm} after Holm's correction over the paper's claims)" if one.holm != one.ours.verdict else ""
-    lines = [f"{one.claim.id}  {one.claim.where}", one.claim.says, *filter(None, [one.claim.note]), f"{one.ours.verdict}{after}"]
-    for found in one.found:
-        part, ours = found.part, found.ours
-        lines.append(f"\n{' / '.join(filter(None, [found.benchmark, part.label]))}, holds {part.region.text}")
-        seeds = f", n = {ours.n}, needed {ours.needed or 'more than can be said'}" if ours.n else ""
-        lines.append(f"  {ours.verdict}  {render.interval(ours)}{seeds}" + (f"  {render.where(found)}" if found.setting else ""))
-        lines += [f"  {said}" for said in (found.why, found.note) if said]
-        if render.interval(found.papers):
-            lines.append(f"  the paper's own numbers: {render.interval(found.papers)}, {render.papers_word(found.papers)}")
-        for one_id in found.run_ids:
-            row = paper.frames.runs.loc[one_id]
-            lines.append(f"  {one_id}  {row.state:<8} seed {row.seed}  {row.optimizer}")
-    console.print("\n".join(lines), markup=False, highlight=False)
-
-
-def run(claims: list[Claim], request: Request, jobs: int) -> None:
-    """Train and measure what is missing, compute the checks; UserError where something did not finish."""
-    for claim in claims:
-        if names := [part.check for part in claim.parts if part.check]:
-            compute(claim, names, request)
-    everything = tasks([table for claim in claims for table in tables(claim)], request, request.frames)
-    todo = [task for task in everything if task.run.state not in (*OVER, "running")]
-    if everything:
-        console.print(f"{sum(task.run.state == 'done' for task in everything)} of {len(everything)} runs are done, {len(todo)} to do.")
-    failed = Work(todo, everything, request, places(request, jobs)).go() if todo else []
-    unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
-    if failed or unmeasured:
-        raise UserError(f"{len(failed)} runs did not finish, {len(unmeasured)} measurements failed; the same command tries again.")
-
-
-def tables(claim: Claim) -> Iterator[Table]:
-    """The runs of a claim as tables have them, one for each part."""
-    for part in (part for part in claim.parts if part.runs):
-        cells = [replace(cell_of(part, benchmark, run), measures=part.measures) for benchmark, run in product(part.on, part.runs)]
-        yield Table(claim.id, claim.says, "", claim.where, "table", "", part.seeds, tuple(cells), {}, "", "", ())
-
-
-def compute(claim: Claim, names: list[str], request: Request) -> None:
-    """Compute a claim's checks and keep what they gave."""
-    import torch
-
-    from .train.loop import hardware
-
-    found = {}
-    for name in names:
-        console.print(f"{claim.id}: {name}", markup=False)
-        found[name] = [float(number) for number in module(claim.paper, "CHECKS")[name]()]
-        if not found[name] or not all(map(math.isfinite, found[name])):
-            raise UserError(f"The check {name!r} of {claim.id} gave {found[name]}: it is a list of numbers.")
-    made = provenance()
-    kept = {
-        "claim": claim.id, "checks": found, "date": now(), "commit": made["commit"], "hardware": hardware(torch.device("cpu")),
-        "versions": made["versions"],
-    }  # fmt: skip
-    path = stored(request, claim.id)
-    write(path, json.dumps(kept, indent=2) + "\n")
-    console.print(f"  {', '.join(f'{name}: {len(of)} numbers' for name, of in found.items())} in {path}", markup=False)
-
-
-def report(declared: list[Claims], request: Request, path: Path) -> None:
-    """Write the page and the table, and keep the runs that they show beside them."""
-    from .results.archive import archive
-
-    papers = [judged(one, request) for one in declared]
-    rendered = [(one.claims, one.verdicts) for one in papers]
-    write(path.with_suffix(".csv"), render.as_csv(rendered))
-    write(path.with_suffix(".md"), render.as_markdown(rendered))
-    kept = Path(request.results_dir) / "runs"
-    for paper in papers:
-        for one in dict.fromkeys(one for verdict in paper.verdicts for one in verdict.run_ids):
-            if paper.frames.found[one].path.parent != kept:
-                archive(paper.frames.found[one], kept)
-    counts = {word: sum(one.ours.verdict == word for paper in papers for one in paper.verdicts) for word in VERDICTS}
-    console.print(f"{path.with_suffix('.md')}: {', '.join(f'{count} {word}' for word, count in counts.items())}")
-
-
-def _claim(papers: list[Claims], name: str) -> Claim:
-    known = {claim.id: claim for paper in papers for claim in paper.claims}
-    if name not in known:
-        raise UserError(f"There is no claim {name!r}.{suggest(name, known)}")
-    return known[name]
 
 
 if __name__ == "__main__":

@@ -34,11 +34,14 @@ def compose(overrides: Sequence[str]) -> Config:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
 
+    from .compose import plainly
+
     check_overrides(overrides)
+    composed: DictConfig | None
     try:
-        if GlobalHydra.instance().is_initialized():
+        if GlobalHydra.instance().is_initialized():  # by somebody who may have search paths of their own
             composed = hydra.compose("config", list(overrides))
-        else:
+        elif (composed := plainly(overrides)) is None:
             with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
                 composed = hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:

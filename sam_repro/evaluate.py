@@ -27,8 +27,9 @@ def main() -> None:
 def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, device: str = "auto") -> float:
     """Print and return the test score of the weights that the run ended with; UserError if it has not ended."""
     found = find_finished(run, runs_dir)
+    from .device import resolve_device
     from .train.backends import backends
-    from .train.job import Job, resolve_device
+    from .train.job import Job
     from .train.score import evaluate
 
     config = complete(found.config, device=device, val_fraction=0.0)

@@ -16,11 +16,11 @@ import yaml
 from .command import command
 from .config import compose
 from .console import clock, console
-from .results.archive import archive
+from .device import device_type
 from .results.declare import EXPERIMENTS, Words, distinct, measures_of
 from .results.measurements import measure, missing
 from .results.select import Request, run_id
-from .results.work import Task, Work, device_type, time_left
+from .results.work import Task, Work, time_left
 from .schema import UserError, suggest
 from .store import OVER, Run
 
@@ -97,6 +97,8 @@ def show(todo: list[Task]) -> None:
 
 def run(todo: list[Task], request: Request) -> None:
     """Do what is missing of each run: train, measure, archive. A run that fails is named, and the next begins."""
+    from .results.archive import archive
+
     if hasattr(os, "nice"):
         os.nice(19)  # the children too: whoever works on the machine comes first
     os.environ["OMP_NUM_THREADS"] = "1"

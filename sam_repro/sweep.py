@@ -44,9 +44,9 @@ class Sweep(Callback):
 
     def report(self) -> None:
         """The table, and the exit status."""
+        from .device import resolve_device
         from .runs import row_of
         from .tracking.console import show_runs
-        from .train.job import resolve_device
 
         runs = []
         for _overrides, job in self.jobs:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .command import command
 from .config import check_device, check_overrides
 from .console import clock, console
+from .device import device_type
 from .results.declare import EXPERIMENTS, Table, Words, names, select
-from .results.frames import Frames
 from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
-from .results.report import page_of, report
 from .results.select import Request, Setting, at_other_settings
-from .results.work import Task, Work, device_type, number_of_jobs, places, tasks, time_left
+from .results.work import Task, Work, number_of_jobs, places, tasks, time_left
 from .schema import UserError, options, suggest
 from .store import OVER, write
+
+if TYPE_CHECKING:
+    from .results.frames import Frames
 
 USAGE = """python -m sam_repro.tables list
     show TABLE ...     the runs of a table, which are done, and about how long the others take
@@ -74,8 +77,9 @@ def dispatch(arguments: list[str]) -> None:
         case ["run", *wanted] if wanted:
             run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
+            chosen = select(wanted or names(folder), folder)
             frames = request.frames
-            for table in select(wanted or names(folder), folder):
+            for table in chosen:
                 render(table, request, frames, page="--html" in flags)
         case ["readme", *paths] if len(paths) < 2:
             from .results.readme import index, update
@@ -206,6 +210,8 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
 
 def render(table: Table, request: Request, frames: Frames, *, page: bool = False) -> None:
     """Write the files of a table and say what is in them; ``page``: the HTML as well."""
+    from .results.report import page_of, report
+
     sheet = report(table, request, frames)
     own = sheet.lines.drop_duplicates("cell")
     filled = int((own["mean"].notna()).sum())

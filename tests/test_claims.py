@@ -13,10 +13,10 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.power import TTestIndPower, TTestPower
 from statsmodels.stats.weightstats import ttost_paired
 
-from sam_repro import claims
-from sam_repro.claims import dispatch, judged
+from sam_repro.claims import dispatch
 from sam_repro.config import compose, identity
-from sam_repro.results.claims import declare, evidence, judge, report
+from sam_repro.results.claims import commands, declare, evidence, judge, report
+from sam_repro.results.claims.commands import judged
 from sam_repro.results.claims.declare import load
 from sam_repro.results.claims.judge import Estimate, Region, Ruling, combine, contrast, holm, mean, printed, rule, taus
 from sam_repro.results.claims.report import COLUMNS, in_words
@@ -410,7 +410,7 @@ def test_a_check_is_computed_stored_and_judged(tmp_path, monkeypatch):
     def fake(paper, name):
         return {"three": lambda: [3]} if name == "CHECKS" else {}
 
-    for place in (declare, evidence, claims):
+    for place in (declare, evidence, commands):
         monkeypatch.setattr(place, "module", fake)
     path = mine(tmp_path, "claims: {mine-three: {says: It is three., check: three, holds: exactly 3}}")
     places = [f"runs_dir={tmp_path / 'runs'}", f"results_dir={tmp_path / 'results'}", f"file={path}"]

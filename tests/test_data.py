@@ -4,12 +4,14 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sam_repro import data
 from sam_repro.data.cifar import ArrayUnpickler
+from sam_repro.data.digits import TEST, read, stratified
 from sam_repro.data.images import Augment, ImageDataset
 from sam_repro.data.split import Tensors
 from sam_repro.schema import UserError
@@ -44,6 +46,23 @@ def test_digits():
     normalised = parts.dataset.normalised(torch.device("cpu"))(parts.train.inputs)
     assert abs(normalised.mean()) < 1e-4
     assert abs(normalised.std() - 1) < 1e-3
+
+
+def test_digits_are_read_and_split_as_scikit_learn_does():
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    table = read()
+    assert (table[:, :-1] == images).all()
+    assert (table[:, -1] == labels).all()
+    for test in (TEST, 100, 501):  # what is left after rounding down differs
+        theirs = train_test_split(np.arange(len(labels)), test_size=test, random_state=0, stratify=labels)
+        ours = stratified(labels, test)
+        assert [part.tolist() for part in ours] == [part.tolist() for part in theirs]
+    train, _ = stratified(labels, TEST)
+    pixels = data.load({"name": "digits"}, "").train.inputs
+    assert pixels.view(-1, 64).tolist() == np.round(images[train] * (255 / 16)).tolist()
 
 
 def test_an_epoch_has_every_sample_once_and_follows_from_seed_and_number():

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from sam_repro import models
 from sam_repro.config import compose
+from sam_repro.device import resolve_device
 from sam_repro.optim import create
 from sam_repro.schema import options
 from sam_repro.store import Run
-from sam_repro.train.job import Job, resolve_device
+from sam_repro.train.job import Job
 from sam_repro.train.loop import train
 
 STEPS, BATCH = 12, 16

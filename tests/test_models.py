@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from sam_repro.chain import Chain, stage_flops
+from sam_repro.chain import Chain, FlopCounter, stage_flops
 from sam_repro.models import create, layers
 from sam_repro.optim import create as method
 from sam_repro.schema import UserError
@@ -141,6 +142,21 @@ def test_flops_of_stages_and_a_model_left_as_it_was():
     assert flops[0] == 2 * 3 * 16 * 9 * 32 * 32
     assert modes == [module.training for module in model.modules()]
     assert all(torch.equal(value, statistics[name]) for name, value in model.named_buffers())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_flops_are_counted_as_torch_does(context):
+    attention, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), torch.randn(2, 6, 16)
+    convolution, image = nn.Sequential(nn.Conv2d(3, 8, 3, groups=1), nn.BatchNorm2d(8), nn.ReLU()), torch.randn(2, 3, 9, 9)
+    with context():
+        for module, inputs in ((attention, x), (attention.eval(), x), (convolution, image), (nn.Bilinear(16, 16, 3), (x, x))):
+            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+            with FlopCounterMode(display=False) as theirs:
+                expected = module(*inputs)
+            with FlopCounter() as ours:
+                found = module(*inputs)
+            assert ours.flops == theirs.get_total_flops()
+            assert found.shape == expected.shape
 
 
 def test_timm_models_are_chains_of_one_stage():

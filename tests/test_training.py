@@ -12,7 +12,7 @@ from sam_repro.optim import StaticStep
 from sam_repro.schema import Diverged, UserError
 from sam_repro.store import Run
 from sam_repro.train.backends import backends
-from sam_repro.train.base import base_optimizer, schedule
+from sam_repro.train.base import base_optimizer, eager, schedule
 from sam_repro.train.job import Job
 from sam_repro.train.loop import EpochRecord, train, train_epoch
 from sam_repro.train.score import accuracy
@@ -122,6 +122,35 @@ def test_base_optimizers_take_their_numbers_from_the_configuration():
     adamw = built("base=adamw", "lr=0.001", "base.beta2=0.95", "base.eps=1e-6", "weight_decay=0.3")
     assert isinstance(adamw, torch.optim.AdamW)
     assert {"lr": 0.001, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.3}.items() <= adamw.defaults.items()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.Adam, {"amsgrad": True}),
+    ],
+)
+def test_the_base_optimizer_steps_as_torchs_own(kind, settings):
+    weights = {}
+    for one in (kind, eager(kind)):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        base, steps = one(model.parameters(), lr=0.1, **settings), []
+        handle = base.register_step_post_hook(lambda *_, steps=steps: steps.append(1))
+        for _ in range(3):
+            model(torch.randn(5, 4)).square().sum().backward()
+            base.step()
+            base.zero_grad()
+            assert model.weight.grad is None
+            base.load_state_dict(base.state_dict())
+        handle.remove()
+        assert len(steps) == 3
+        weights[one] = [p.detach().clone() for p in model.parameters()]
+    assert repr(base).startswith(kind.__name__)
+    theirs, ours = weights.values()
+    assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
 def job(*overrides):

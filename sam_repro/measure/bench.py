@@ -143,7 +143,7 @@ def main() -> None:
     """The command line."""
     with command("sam_repro.measure.bench", "stopped; nothing was written."):
         settings = parsed(sys.argv[1:])
-        from ..train.job import resolve_device
+        from ..device import resolve_device
         from .bookkeeping import IMAGES, bookkeeping
 
         device = torch.device(resolve_device(settings)["device"])

@@ -112,7 +112,7 @@ def cost(run: Run | None, s: Settings) -> None:
     with bar() as shown:
         tick = shown.work("steps", s["steps"])
         if run is None:
-            from ..train.job import resolve_device
+            from ..device import resolve_device
 
             device = torch.device(resolve_device(s)["device"])
             what = f"{s['model']}, batch {s['batch_size']}, {device}"

@@ -34,7 +34,8 @@ class Finished:
     def __init__(self, run: Run, *, device: str, data_dir: str, samples: int | str, batch_size: int) -> None:
         import torch
 
-        from ..train.job import Job, resolve_device
+        from ..device import resolve_device
+        from ..train.job import Job
 
         config = complete(run.config, device=device, **({"data_dir": data_dir} if data_dir else {}))
         self.run = run

@@ -11,13 +11,16 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..config import OUTSIDE, Config, compose, identity, keys_of
 from ..schema import UserError, read
 from .declare import Cell, Table, Words, distinct
-from .frames import Frames
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .frames import Frames
 
 SCALES = ("paper", "small")  # shown where the user names none: the first that has runs. A smoke test's numbers mean nothing.
 DEVICES = ("cuda", "cpu", "mps")
@@ -64,6 +67,8 @@ class Request:
     @property
     def frames(self) -> Frames:
         """The store, and behind it the archive of those that were reported."""
+        from .frames import Frames  # imports pandas: not before the words on the command line are known to be right
+
         return Frames(self.runs_dir, f"{self.results_dir}/runs")
 
 
@@ -96,6 +101,8 @@ def selection(table: Table, request: Request, frames: Frames) -> pd.DataFrame:
 
     Columns: cell (its number in the table), base (of the benchmark), of (``OWN``, or the reference), seed, run, state, setting.
     """
+    import pandas as pd
+
     rows = []
     for number, cell in enumerate(table.cells):
         if cell.words:

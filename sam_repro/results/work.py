@@ -11,16 +11,20 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ..config import Config
 from ..console import clock, console
+from ..device import device_type
 from ..schema import UserError
 from ..store import OVER, Run
 from .declare import Cell, Table, Words
-from .frames import Frames
 from .select import Request, configuration, run_id, words_of
+
+if TYPE_CHECKING:
+    from .frames import Frames
 
 PATIENCE = 60  # seconds that a process has to write its checkpoint once it is told to stop
 
@@ -75,15 +79,6 @@ def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Wo
     for cell in cells:
         for label in table.references:
             yield table.reference(cell, label), f"{label} (reference)", cell.measures if label in (table.ratio_to, table.extra_of) else ()
-
-
-def device_type(name: str) -> str:
-    """``cpu``, ``cuda`` or ``mps``; asks torch only where the name leaves it open."""
-    if name in ("", "auto"):
-        from ..train.job import resolve_device
-
-        name = resolve_device({"device": "auto"})["device"]
-    return name.partition(":")[0]
 
 
 def time_left(todo: Iterable[Task], known: Iterable[Task]) -> tuple[float, int]:

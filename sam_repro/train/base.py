@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
@@ -29,20 +30,30 @@ def base_optimizer(
         groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
     if settings["name"] in ("adamw", "lamb"):
         betas = (settings["beta1"], settings["beta2"])
-        kind: Any = partial(AdamW, **fused) if settings["name"] == "adamw" else _lamb()
-        return kind(groups, lr=lr, betas=betas, eps=settings["eps"], weight_decay=weight_decay)
+        kind, more = (AdamW, fused) if settings["name"] == "adamw" else _lamb()
+        return eager(kind)(groups, lr=lr, betas=betas, eps=settings["eps"], weight_decay=weight_decay, **more)
     if settings["nesterov"] and settings["momentum"] <= 0:
         raise UserError("base.nesterov=true needs a momentum above 0.")
-    return SGD(groups, lr, settings["momentum"], weight_decay=weight_decay, nesterov=settings["nesterov"], **fused)
+    return eager(SGD)(groups, lr, settings["momentum"], weight_decay=weight_decay, nesterov=settings["nesterov"], **fused)
 
 
-def _lamb() -> Any:
+def eager(kind: type[Optimizer]) -> Any:
+    """The optimizer without what torch wraps its methods in for ``torch.compile``, which we do not hand it to.
+
+    Those wrappers do nothing outside of it but to import the compiler, torch._dynamo, when the optimizer is made: four seconds at
+    the start of every run. What is not wrapped, as another version of torch may have it, stays as it is.
+    """
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
+    return type(kind.__name__, (kind,), {**plain, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+def _lamb() -> tuple[type[Optimizer], dict[str, Any]]:
     """Timm's LAMB, which would clip by itself."""
     try:
         from timm.optim.lamb import Lamb
     except ImportError as error:
         raise UserError("base=lamb needs the timm library: pip install 'sam-repro[timm]'.") from error
-    return partial(Lamb, max_grad_norm=None)
+    return Lamb, {"max_grad_norm": None}
 
 
 def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_epoch: int) -> LRScheduler:

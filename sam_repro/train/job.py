@@ -16,7 +16,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from .. import data, models, optim
 from ..chain import call, tree_map
-from ..config import check_device
 from ..data import Batch, Batches, FullBatches
 from ..data.cached import cached
 from ..optim import Report
@@ -27,21 +26,6 @@ from .compiled import compile_stages
 from .score import autocast
 
 Config = dict[str, Any]
-
-
-def resolve_device(config: Config) -> Config:
-    """The configuration with ``device=auto`` decided; UserError where the GPU that was asked for is not there."""
-    name = config["device"]
-    check_device(name)
-    if name == "auto":
-        return {**config, "device": "cuda" if torch.cuda.is_available() else "cpu"}
-    if name.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(name.partition(":")[2] or 0) >= count:
-            raise UserError(f"device={name} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count != 1)}: use device=cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise UserError("device=mps was asked for, but PyTorch sees no GPU of Apple's: use device=cpu.")
-    return config
 
 
 class Job:
