@@ -33,8 +33,10 @@ def backends(config: dict[str, Any]) -> Iterator[None]:
         for owner, name, value in wanted:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
-        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
-        torch.use_deterministic_algorithms(config["deterministic"])
+        before = torch.are_deterministic_algorithms_enabled()
+        if before != config["deterministic"]:  # the call alone imports the compiler, which takes seconds
+            stack.callback(torch.use_deterministic_algorithms, before)
+            torch.use_deterministic_algorithms(config["deterministic"])
         if config["deterministic"] and WORKSPACE not in os.environ:
             os.environ[WORKSPACE] = ":4096:8"
             stack.callback(os.environ.pop, WORKSPACE, None)
