@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -62,6 +63,23 @@ def by_hand(net: nn.Module) -> Take:
         with torch.no_grad():
             for p, move in moves:
                 p.sub_(move)
+        base.step()
+        base.zero_grad()
+
+    return take
+
+
+def passes_alone(net: nn.Module, m: int) -> Take:
+    """What the passes of mSAM take by themselves: two over each of m micro-batches, and nothing in between.
+
+    Small batches are slower for their size than a whole one, which the limit, counted in samples, does not know.
+    """
+    base = SGD(net.parameters(), **BASE)
+
+    def take(inputs: Tensor, targets: Tensor) -> None:
+        for x, y in zip(inputs.tensor_split(m), targets.tensor_split(m), strict=True):
+            for _ in range(2):
+                F.cross_entropy(net(x), y).backward()
         base.step()
         base.zero_grad()
 
@@ -148,6 +166,8 @@ def version() -> str | None:
 def rivals() -> dict[str, tuple[str, Callable[[nn.Module], Take]]]:
     """For every rival that is installed: the label of ours that does the same work, and what makes its step of a model."""
     found: dict[str, tuple[str, Callable[[nn.Module], Take]]] = {"SAM by hand": ("sam", by_hand)}
+    for m in (8, 32):
+        found[f"passes alone, {m} micro-batches"] = f"msam (m={m})", partial(passes_alone, m=m)
     if version() is not None:
         theirs = importlib.import_module("pytorch_optimizer")
         for label, (same, make) in SAME_WORK.items():

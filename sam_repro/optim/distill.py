@@ -197,9 +197,9 @@ class Distillation(Method):
             self.teacher.follow(self.passes.model)
         for batch, place in zip(batches, places, strict=True):
             with self.passes.unsummed(more_to_come=batch is not batches[-1]):
+                said = self.teacher.logits(batch, place, epoch)  # first: what the model keeps for its backward pass is not there yet
                 losses, outputs = self.passes.losses(batch.inputs, batch, 0, last=True)
                 clean = losses.mean()
-                said = self.teacher.logits(batch, place, epoch)
                 loss = clean
                 if said is not None:
                     loss = clean._replace(value=clean.value + self._trajectory(outputs, losses.weights, *said))
