@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an error, which is one sentence, 3 the training diverged,
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import traceback
 from typing import Any
@@ -16,10 +17,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from . import world
 from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
-from .schema import CONF, Diverged, read
-from .store import Run
+from .console import console
+from .device import gpus, resolve_device
+from .schema import CONF, Diverged, UserError, read
+from .store import Run, Watched
 
 
 def job(composed: DictConfig) -> None:
@@ -42,17 +46,16 @@ app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config"
 
 def launch(config: dict[str, Any], overrides: list[str]) -> None:
     """Run a configuration, unless the store has it already."""
-    from .console import console
-    from .device import resolve_device
     from .fingerprint import check_data, describe
     from .tracking.console import show_summary
     from .tracking.follow import show_finished
 
-    config = resolve_device(config)
-    if config["device"] == "mps":
-        console.print("device=mps is untested: compare a short run with device=cpu.")
-    run = Run(config["runs_dir"], identity(config))
+    config = resolve_device(of_this_process(config))
+    _say_what_is_unused(config)
+    run = (Run if world.rank() == 0 else Watched)(config["runs_dir"], identity(config))
     if config["dry_run"]:
+        if world.count() > 1:
+            raise UserError("dry_run=true is for one process: leave torchrun out.")
         from .dry_run import dry_run  # imports torch, as does the training below: a run that is over needs none
 
         dry_run(config, run)
@@ -78,6 +81,20 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     show_summary(summary, str(run.path))
 
 
+def of_this_process(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the number of processes that there are; UserError where another one was asked for."""
+    if config["processes"] not in (1, world.count()):
+        raise UserError(f"processes={config['processes']} was asked for, and torchrun has started {world.count()}.")
+    return {**config, "processes": world.count(), "logger": config["logger"] if world.rank() == 0 else []}
+
+
+def _say_what_is_unused(config: dict[str, Any]) -> None:
+    if config["device"] == "mps":
+        console.print("device=mps is untested: compare a short run with device=cpu.")
+    if config["device"].startswith("cuda") and world.count() == 1 and (there := gpus()) > 1:
+        console.print(f"This takes one GPU of {there}: processes={there} takes all of them, each with a part of every batch.")
+
+
 def main() -> None:
     """The command ``sam-repro``; errors of the user's are one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
@@ -85,7 +102,21 @@ def main() -> None:
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = spread(sys.argv[1:])
+        if world.count() == 1 and (wanted := asked_for(sys.argv[1:])) > 1:
+            sys.exit(torchrun(wanted, sys.argv[1:]))
         app()
+
+
+def asked_for(words: list[str]) -> int:
+    """The number of processes that the words want; of a wrong one the configuration will say so."""
+    found = [word.partition("=")[2] for word in words if word.startswith("processes=")]
+    return int(found[-1]) if found and found[-1].isdecimal() else 1
+
+
+def torchrun(processes: int, words: list[str]) -> int:
+    """Start so many on this machine, with the same words; the exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*command, "-m", "sam_repro", *words]).returncode
 
 
 def spread(words: list[str]) -> list[str]:

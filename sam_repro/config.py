@@ -171,6 +171,8 @@ def identity(config: Config) -> str:
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
     cuda = config["device"].startswith("cuda")
     keys = {*read("config"), *PARTS, "optimizer", "scale"} - {*OUTSIDE, *(() if cuda else CUDA_ONLY)}
+    if one_for_all(config):
+        keys -= {"processes", "sync_bn"}
     inside = _without_neutral({key: value for key, value in config.items() if key in keys}, read("config"))
     for part in PARTS:
         inside[part] = _without_neutral(config[part], read(f"{part}/{config[part]['name']}"))
@@ -180,6 +182,18 @@ def identity(config: Config) -> str:
     if fixes := fixed(config):
         inside["numerics"] = [1, *fixes]
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def one_for_all(config: Config) -> bool:
+    """Whether the number of processes is no part of what a run is: they compute what one would, but for rounding.
+
+    Not where each of them normalises by its part of a batch, perturbs by it, or chooses and splits samples of it.
+    """
+    if config.get("processes", 1) == 1:
+        return True
+    together = config.get("sync_bn", False) or not read(f"model/{config['model']['name']}").get("batchnorm", True)
+    method = config["optimizer"]
+    return together and method.get("scope", "batch") == "batch" and method.get("samples", {"name": "batch"})["name"] == "batch"
 
 
 def complete(config: Config, **changes: Any) -> Config:

@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import Console as Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+from . import world
+
+console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty(), quiet=world.rank() > 0)
 
 
 def track(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from . import world
 from .config import check_device
 from .schema import UserError
 
@@ -16,15 +17,17 @@ def resolve_device(config: dict[str, Any]) -> dict[str, Any]:
     name = config["device"]
     check_device(name)
     if name == "auto":
-        return {**config, "device": "cuda" if may_have_gpu() and _gpus() else "cpu"}
-    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= (count := _gpus()):
+        name = "cuda" if may_have_gpu() and gpus() else "cpu"
+    if name == "cuda" and world.count() > 1:
+        name = f"cuda:{world.local_rank()}"
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= (count := gpus()):
         raise UserError(f"device={name} was asked for, but PyTorch sees {count or 'no'} GPU{'s' * (count != 1)}: use device=cpu.")
     if name == "mps":
         import torch
 
         if not torch.backends.mps.is_available():
             raise UserError("device=mps was asked for, but PyTorch sees no GPU of Apple's: use device=cpu.")
-    return config
+    return {**config, "device": name}
 
 
 def device_type(name: str) -> str:
@@ -47,7 +50,8 @@ def may_have_gpu() -> bool:
         return False
 
 
-def _gpus() -> int:
+def gpus() -> int:
+    """How many PyTorch sees; imports it."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

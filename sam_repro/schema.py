@@ -3,6 +3,7 @@
 The file of an option is also its schema: it lists every field with its default, and the type of the default is the type
 of the field. ``choices: {field: [words]}`` in the file names the words a field may take, ``limits: {field: [low, high]}``
 the numbers; a number without limits is not negative. ``kind: text`` says of a data set or a model that it is not of images,
+``batchnorm: false`` of a model that no sample of a batch changes what it makes of another,
 ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that
 a field is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
@@ -24,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
-METADATA = ("choices", "limits", "kind", "scales", "neutral")  # of an option file: what it says of its fields
+METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm")  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 

@@ -276,6 +276,27 @@ class Run:
             raise self._damaged(name) from error
 
 
+class Watched(Run):
+    """A run that process 0 writes, as the other processes of the training see it: they read it, and leave it alone."""
+
+    @contextlib.contextmanager
+    def held(self, config: Row, command: str) -> Iterator[None]:  # noqa: ARG002
+        """Process 0 holds it."""
+        yield
+
+    def note(self, **facts: Any) -> None:
+        """Process 0 does."""
+
+    def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
+        """Process 0 does."""
+
+    def finish(self, summary: Row) -> None:
+        """Process 0 does."""
+
+    def forget(self) -> None:
+        """Process 0 does."""
+
+
 def _has(row: Any, words: Iterable[str], numbers: Iterable[str]) -> bool:
     """Whether a mapping has these words and these numbers."""
     return isinstance(row, dict) and (

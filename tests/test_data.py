@@ -13,7 +13,7 @@ from sam_repro import data
 from sam_repro.data.cifar import ArrayUnpickler
 from sam_repro.data.digits import TEST, read, stratified
 from sam_repro.data.images import Augment, ImageDataset
-from sam_repro.data.split import Tensors
+from sam_repro.data.split import Sampling, Tensors
 from sam_repro.schema import UserError
 
 OFFICIAL = Path(os.environ.get("SAM_REPRO_DATA", ""))
@@ -35,7 +35,7 @@ def numbered(n=40, size=6):
 
 
 def batches(split, dataset, seed=0, size=16, **augment):
-    return replace(dataset, augment=Augment(**augment)).batches(split, size, seed)
+    return replace(dataset, augment=Augment(**augment)).batches(split, Sampling(size, seed))
 
 
 def test_digits():
@@ -225,10 +225,10 @@ def test_every_pixel_can_have_a_mean_of_its_own():
     deviation = shown.std(0, correction=0)
     assert deviation[0, 0, 0] == 0
     assert torch.allclose(deviation.flatten()[1:], torch.ones(107), atol=1e-4)
-    for samples in dataset.batches(split, 8, 0).epoch(0):
+    for samples in dataset.batches(split, Sampling(8, 0)).epoch(0):
         for image, index in zip(samples.inputs, samples.indices, strict=True):
             padded = F.pad(shown[index], (2, 2, 2, 2))
             crops = [padded[:, y : y + 6, x : x + 6] for y in range(5) for x in range(5)]
             assert any(torch.equal(image, crop) for crop in crops)
     with pytest.raises(UserError, match=r"set dataset\.inception=false and dataset\.size=0"):
-        replace(dataset, augment=Augment(normalise="pixel", size=12)).batches(split, 8, 0)
+        replace(dataset, augment=Augment(normalise="pixel", size=12)).batches(split, Sampling(8, 0))

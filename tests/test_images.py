@@ -13,7 +13,7 @@ from sam_repro.chain import Chain
 from sam_repro.config import compose
 from sam_repro.data.cached import cached
 from sam_repro.data.images import Augment, ImageDataset, random_parts
-from sam_repro.data.split import Tensors
+from sam_repro.data.split import Sampling, Tensors
 from sam_repro.schema import UserError
 
 REAL = Path(os.environ.get("SAM_REPRO_DATA", "nowhere"))
@@ -28,7 +28,7 @@ def grey(n=6, **augment):
 def test_images_are_enlarged_after_the_crop_and_normalised_as_asked():
     dataset = grey(crop=1, size=16, normalise="half")
     assert dataset.shape == {"in_channels": 1, "image_size": 16}
-    batch = next(iter(dataset.batches(dataset.train, 4, 0).epoch(0))).inputs
+    batch = next(iter(dataset.batches(dataset.train, Sampling(4, 0)).epoch(0))).inputs
     assert batch.shape == (4, 1, 16, 16)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert batch.min() >= -1
@@ -43,7 +43,8 @@ def test_random_parts_lie_in_the_image_with_the_area_and_shape_of_inception():
     n, size = 2000, 64
     line = torch.arange(size, dtype=torch.float32)
     image = torch.stack([line.expand(size, size), line[:, None].expand(size, size)])
-    parts = random_parts(image.expand(n, 2, size, size), 16, True, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    parts = random_parts(image.expand(n, 2, size, size), 16, True, lambda: torch.rand(n, generator=generator))
     assert parts.shape == (n, 2, 16, 16)
     assert parts.min() >= 0
     assert parts.max() <= size - 1
@@ -61,9 +62,9 @@ def test_random_parts_lie_in_the_image_with_the_area_and_shape_of_inception():
 
 def test_the_inception_augmentation_follows_from_seed_and_epoch():
     dataset = grey(n=8, inception=True, flip=True)
-    first, again = (list(dataset.batches(dataset.train, 4, 3).epoch(1)) for _ in range(2))
+    first, again = (list(dataset.batches(dataset.train, Sampling(4, 3)).epoch(1)) for _ in range(2))
     assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0].inputs, next(iter(dataset.batches(dataset.train, 4, 3).epoch(2))).inputs)
+    assert not torch.equal(first[0].inputs, next(iter(dataset.batches(dataset.train, Sampling(4, 3)).epoch(2))).inputs)
 
 
 def test_the_most_samples():
@@ -100,7 +101,7 @@ def test_a_folder_of_images(tree, monkeypatch):
     monkeypatch.setattr("sam_repro.data.files.PIECE", 3)  # batches travel in pieces
     parts = data.to(data.load(imagenet(), str(tree)), torch.device("cpu"), workers=0)
     assert (len(parts.train), len(parts.score), parts.dataset.classes) == (15, 6, 3)
-    batches = parts.dataset.batches(parts.train, 4, seed=0)
+    batches = parts.dataset.batches(parts.train, Sampling(4, 0))
     epoch = list(batches.epoch(0))
     assert [len(b.targets) for b in epoch] == [4, 4, 4, 3]
     assert torch.cat([b.indices for b in epoch]).sort().values.equal(torch.arange(15))
@@ -113,7 +114,7 @@ def test_a_folder_of_images(tree, monkeypatch):
 
 def test_what_an_epoch_shows_does_not_depend_on_the_number_of_workers(tree):
     parts = data.load(imagenet(), str(tree))
-    alone, helped = (data.to(parts, torch.device("cpu"), workers).dataset.batches(parts.train, 4, 7) for workers in (0, 2))
+    alone, helped = (data.to(parts, torch.device("cpu"), workers).dataset.batches(parts.train, Sampling(4, 7)) for workers in (0, 2))
     before = torch.get_rng_state()
     first = list(alone.epoch(3))
     assert torch.equal(torch.get_rng_state(), before)
@@ -125,7 +126,7 @@ def test_what_an_epoch_shows_does_not_depend_on_the_number_of_workers(tree):
 def test_worker_processes_stay_from_one_epoch_and_one_score_to_the_next(tree):
     before = {*multiprocessing.active_children()}
     parts = data.to(data.load(imagenet(), str(tree)), torch.device("cpu"), workers=2)
-    batches, seen = parts.dataset.batches(parts.train, 4, 7), []
+    batches, seen = parts.dataset.batches(parts.train, Sampling(4, 7)), []
     for number in range(2):
         next(iter(batches.epoch(number)))  # one that was left early
         assert len(list(batches.epoch(number))) == 4
@@ -186,11 +187,11 @@ def test_what_frozen_stages_compute_is_kept():
     model = Chain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).requires_grad_(False), nn.Linear(3, 2))
     kept, tail = cached(parts, model, 4, torch.autocast("cpu", enabled=False))
     assert len(tail) == 1
-    images = {int(i): x for b in dataset.batches(dataset.train, 4, 5).epoch(2) for i, x in zip(b.indices, b.inputs, strict=True)}
-    for batch in kept.dataset.batches(kept.train, 4, 5).epoch(2):
+    images = {int(i): x for b in dataset.batches(dataset.train, Sampling(4, 5)).epoch(2) for i, x in zip(b.indices, b.inputs, strict=True)}
+    for batch in kept.dataset.batches(kept.train, Sampling(4, 5)).epoch(2):
         assert torch.allclose(tail(batch.inputs), model(torch.stack([images[int(i)] for i in batch.indices])), atol=1e-5)
-    order = [b.indices.tolist() for b in dataset.batches(dataset.train, 4, 5).epoch(2)]
-    assert order == [b.indices.tolist() for b in kept.dataset.batches(kept.train, 4, 5).epoch(2)]
+    order = [b.indices.tolist() for b in dataset.batches(dataset.train, Sampling(4, 5)).epoch(2)]
+    assert order == [b.indices.tolist() for b in kept.dataset.batches(kept.train, Sampling(4, 5)).epoch(2)]
     moving = grey(n=10, flip=True)
     for p, m, says in (
         (parts, Chain(nn.Linear(3, 2)), "none is frozen"),

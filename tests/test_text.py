@@ -11,6 +11,7 @@ import torch
 from sam_repro import data
 from sam_repro.chain import layers
 from sam_repro.config import compose
+from sam_repro.data.split import Sampling
 from sam_repro.data.text import TextDataset, Texts
 from sam_repro.models import create
 from sam_repro.optim import create as method
@@ -143,7 +144,7 @@ def test_without_files_the_hub_is_asked_and_without_a_network_the_user_is_told_w
 def test_batches_hold_texts_of_about_a_length_and_every_text_once():
     lengths = torch.randint(3, 100, (1000,), generator=torch.Generator().manual_seed(0)).tolist()
     texts = Texts.of([[index + 2] * length for index, length in enumerate(lengths)], [index % 2 for index in range(1000)])
-    batches = TextDataset(texts, texts, 2, 1).batches(texts, 16, seed=0)
+    batches = TextDataset(texts, texts, 2, 1).batches(texts, Sampling(16, 0))
     epoch = list(batches.epoch(0))
     assert len(epoch) == len(batches) == 63
     assert torch.cat([b.indices for b in epoch]).sort().values.equal(torch.arange(1000))

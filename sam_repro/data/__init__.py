@@ -14,9 +14,9 @@ from .digits import digits
 from .flowers import flowers102
 from .glue import glue
 from .imagenet import imagenet
-from .split import Batch, Batches, Dataset, FullBatches
+from .split import Batch, Batches, Dataset, Sampling
 
-__all__ = ["Batch", "Batches", "Dataset", "FullBatches", "Parts", "load", "to"]
+__all__ = ["Batch", "Batches", "Dataset", "Parts", "Sampling", "load", "to"]
 
 READERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,

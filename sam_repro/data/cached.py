@@ -15,7 +15,7 @@ from ..console import track
 from ..schema import UserError
 from . import Parts
 from .images import ImageDataset
-from .split import Batch, Dataset, Shuffled, Tensors
+from .split import Batch, Dataset, Sampling, Shuffled, Tensors
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class VectorDataset(Dataset):
     classes: int
     metrics: tuple[str, ...] = ("accuracy",)
 
-    def batches(self, split: Tensors, batch_size: int, seed: int) -> VectorBatches:
+    def batches(self, split: Tensors, sampling: Sampling) -> VectorBatches:
         """Shuffled, to train on."""
-        return VectorBatches(split, batch_size, seed)
+        return VectorBatches(split, sampling)
 
     def in_order(self, split: Tensors, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
@@ -44,9 +44,10 @@ class VectorBatches(Shuffled):
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         device = self.split.targets.device
-        generator = torch.Generator(device).manual_seed(self.seed_of(number))
-        for indices in torch.randperm(len(self.split), generator=generator, device=device).split(self.batch_size):
-            yield Batch(self.split.inputs[indices], self.split.targets[indices], indices)
+        generator = torch.Generator(device).manual_seed(self.sampling.seed_of(number))
+        for whole in self.sampling.cut(torch.randperm(len(self.split), generator=generator, device=device)):
+            indices = self.sampling.mine(whole)
+            yield Batch(self.split.inputs[indices], self.split.targets[indices], indices, len(whole))
 
 
 def cached(parts: Parts, model: nn.Module, batch_size: int, autocast: Any) -> tuple[Parts, Chain]:

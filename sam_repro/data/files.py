@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
-from .split import Batch, Dataset, Shuffled
+from .split import Batch, Dataset, Sampling, Shuffled
 
 Draw = tuple[int, int]  # the seed of an epoch, and the index of a sample
 PIECE = 256  # images that a worker hands over together
@@ -88,9 +88,9 @@ class FolderDataset(Dataset):
         """Three channels, and the side of the images that reach the model."""
         return {"in_channels": 3, "image_size": self.augment.size}
 
-    def batches(self, split: Files, batch_size: int, seed: int) -> FileBatches:
+    def batches(self, split: Files, sampling: Sampling) -> FileBatches:
         """Shuffled and augmented, to train on."""
-        return FileBatches(split, batch_size, seed, self)
+        return FileBatches(split, sampling, self)
 
     def in_order(self, split: Files, batch_size: int) -> Iterator[Batch]:
         """The middle of every image, to measure on."""
@@ -151,9 +151,10 @@ class FileBatches(Shuffled):
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
-        seed = self.seed_of(number)
-        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))
-        yield from self._reader.batches(list(order.split(self.batch_size)), seed)
+        seed = self.sampling.seed_of(number)
+        whole = self.sampling.cut(torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed)))
+        mine = self._reader.batches([self.sampling.mine(indices) for indices in whole], seed)
+        yield from (batch._replace(whole=len(indices)) for batch, indices in zip(mine, whole, strict=True))
 
     @cached_property
     def _reader(self) -> Reader:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..schema import UserError
-from .split import Batch, Dataset, Tensors
+from .split import Batch, Dataset, Sampling, Tensors
 
 # Mean and deviation of a channel on the scale 0-255, in place of the data set's own.
 KNOWN = {"half": ((127.5,), (127.5,)), "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))}
@@ -76,9 +76,9 @@ class ImageDataset(Dataset):
         mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in KNOWN.get(self.augment.normalise, (self.mean, self.std)))
         return Normalise(mean, std, self.augment.size, device, self.layout)
 
-    def batches(self, split: Tensors, batch_size: int, seed: int) -> TrainBatches:
+    def batches(self, split: Tensors, sampling: Sampling) -> TrainBatches:
         """Shuffled and augmented, to train on."""
-        return TrainBatches(split, self, batch_size, seed)
+        return TrainBatches(split, self, sampling)
 
     def in_order(self, split: Tensors, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
@@ -90,9 +90,9 @@ class ImageDataset(Dataset):
 class TrainBatches:
     """The training set, epoch by epoch. All draws of an epoch follow from the seed and its number alone."""
 
-    def __init__(self, split: Tensors, dataset: ImageDataset, batch_size: int, seed: int) -> None:
+    def __init__(self, split: Tensors, dataset: ImageDataset, sampling: Sampling) -> None:
         self.inputs, self.targets = split.inputs, split.targets
-        self.batch_size, self.seed, self.augment = batch_size, seed, dataset.augment
+        self.sampling, self.augment = sampling, dataset.augment
         self.normalise = dataset.normalised(split.inputs.device)
         images = split.inputs
         if self.augment.normalise == "pixel":  # a pixel's mean is of its place: before the image is moved, and padded with zeros after
@@ -107,7 +107,7 @@ class TrainBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch; the last one may be shorter."""
-        return -(-len(self.targets) // self.batch_size)
+        return self.sampling.count(len(self.targets))
 
     @property
     def nbytes(self) -> int:
@@ -117,20 +117,25 @@ class TrainBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``."""
         device = self.targets.device
-        generator = torch.Generator(device).manual_seed(1_000_003 * self.seed + number)
-        for indices in torch.randperm(len(self.targets), generator=generator, device=device).split(self.batch_size):
-            yield Batch(self.augmented(indices, generator), self.targets[indices], indices)
+        generator = torch.Generator(device).manual_seed(self.sampling.seed_of(number))
+        for whole in self.sampling.cut(torch.randperm(len(self.targets), generator=generator, device=device)):
+            indices = self.sampling.mine(whole)
+            yield Batch(self.augmented(whole, generator), self.targets[indices], indices, len(whole))
 
-    def augmented(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """The images ``indices``, each with its own draw."""
+    def augmented(self, whole: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of this process's part of a batch, each with its own draw, which is the same whoever has the image."""
+        indices, mine = self.sampling.mine(whole), self.sampling.mine
 
         def draw(high: int) -> Tensor:
-            return torch.randint(high, (len(indices),), generator=generator, device=indices.device)
+            return mine(torch.randint(high, (len(whole),), generator=generator, device=whole.device))
+
+        def uniform() -> Tensor:
+            return mine(torch.rand(len(whole), generator=generator, device=whole.device))
 
         a = self.augment
         if a.inception:
             side = a.size or self.inputs.shape[2]
-            images = random_parts(self.inputs[indices], side, a.flip, generator)
+            images = random_parts(self.inputs[indices], side, a.flip, uniform)
             images = self.normalise(images)
         else:
             images = self.windows[indices, :, draw(2 * a.crop + 1), draw(2 * a.crop + 1)]
@@ -140,7 +145,7 @@ class TrainBatches:
         if a.cutout:
             # DeVries & Taylor 2017: the centre is anywhere in the image, so the square may stick out of it.
             height, width = images.shape[2:]
-            cut = torch.rand(len(indices), generator=generator, device=indices.device) < a.cutout_p
+            cut = uniform() < a.cutout_p
             rows, columns = (self._square(draw(extent), extent) for extent in (height, width))
             hidden = rows[:, :, None] & columns[:, None, :] & cut[:, None, None]
             images.masked_fill_(hidden[:, None], 0.0)
@@ -189,17 +194,15 @@ class Normalise:
         return values.sub_(self.mean).div_(self.std)
 
 
-def random_parts(images: Tensor, side: int, flip: bool, generator: torch.Generator) -> Tensor:
+def random_parts(images: Tensor, side: int, flip: bool, uniform: Callable[[], Tensor]) -> Tensor:
     """A part of each image, 8 to 100 % of its area at an aspect ratio of 3:4 to 4:3, drawn to ``(side, side)``; float32.
+
+    ``uniform``: a number in [0, 1) for every image.
 
     The augmentation of Inception (Szegedy et al. 2015), each image with its own part, mirrored every second time with ``flip``.
     A part that is larger than the image on one side is cut there.
     """
     n, device = len(images), images.device
-
-    def uniform() -> Tensor:
-        return torch.rand(n, generator=generator, device=device)
-
     area = 0.08 + 0.92 * uniform()
     ratio = torch.exp((2 * uniform() - 1) * math.log(4 / 3))
     width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)

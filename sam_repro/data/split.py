@@ -17,6 +17,34 @@ class Batch(NamedTuple):
     inputs: Any
     targets: Tensor
     indices: Tensor
+    whole: int = 0  # samples of all processes that have a part of it, in training
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an epoch is cut into batches, and which part of each is this process's: all processes cut the same order."""
+
+    batch_size: int  # of all processes together
+    seed: int
+    drop_last: bool = False  # leave out the batch that is shorter than the others: in every epoch other samples
+    rank: int = 0
+    processes: int = 1
+
+    def count(self, samples: int) -> int:
+        """Batches in an epoch; one of them may be shorter."""
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def cut(self, order: Tensor) -> list[Tensor]:
+        """The batches of the samples in this order, whole ones."""
+        return [part for part in order.split(self.batch_size) if not self.drop_last or len(part) == self.batch_size]
+
+    def mine(self, whole: Tensor) -> Tensor:
+        """The part of this process, of a batch or of what belongs to its samples; at most one sample more than another's."""
+        return whole.tensor_split(self.processes)[self.rank]
+
+    def seed_of(self, epoch: int) -> int:
+        """All draws of an epoch follow from it."""
+        return 1_000_003 * self.seed + epoch
 
 
 class Split(Protocol):
@@ -76,42 +104,16 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Shuffled:
-    """What batches of most kinds have in common: nothing in memory beside the split, and a seed for each epoch."""
+    """What batches of most kinds have in common: nothing in memory beside the split."""
 
     split: Any
-    batch_size: int
-    seed: int
+    sampling: Sampling
 
     nbytes = 0
 
     def __len__(self) -> int:
         """Batches in an epoch; one of them may be shorter."""
-        return -(-len(self.split) // self.batch_size)
-
-    def seed_of(self, number: int) -> int:
-        """All draws of epoch ``number`` follow from it."""
-        return 1_000_003 * self.seed + number
-
-
-@dataclass(frozen=True)
-class FullBatches:
-    """``batches`` without the one of an epoch that is shorter than ``batch_size``: in every epoch other samples are left out."""
-
-    batches: Batches
-    batch_size: int
-    samples: int
-
-    def __len__(self) -> int:
-        return self.samples // self.batch_size
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory, beside the split's."""
-        return self.batches.nbytes
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``."""
-        return (samples for samples in self.batches.epoch(number) if len(samples.targets) == self.batch_size)
+        return self.sampling.count(len(self.split))
 
 
 class Dataset(ABC):
@@ -133,7 +135,7 @@ class Dataset(ABC):
         return {}
 
     @abstractmethod
-    def batches(self, split: Any, batch_size: int, seed: int) -> Batches:
+    def batches(self, split: Any, sampling: Sampling) -> Batches:
         """Shuffled and augmented, to train on."""
 
     @abstractmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .split import Batch, Dataset, Shuffled
+from .split import Batch, Dataset, Sampling, Shuffled
 
 POOL = 50  # batches of text sorted by length together: enough to save most padding, few enough to stay random
 
@@ -67,9 +67,9 @@ class TextDataset(Dataset):
     metrics: tuple[str, ...] = ("accuracy",)
     note: str = ""
 
-    def batches(self, split: Texts, batch_size: int, seed: int) -> TextBatches:
+    def batches(self, split: Texts, sampling: Sampling) -> TextBatches:
         """Shuffled, to train on."""
-        return TextBatches(split, batch_size, seed, self.pad)
+        return TextBatches(split, sampling, self.pad)
 
     def in_order(self, split: Texts, batch_size: int) -> Iterator[Batch]:
         """The split as it is, to measure on."""
@@ -85,8 +85,10 @@ class TextBatches(Shuffled):
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of epoch ``number``: the texts shuffled, sorted by length within each pool, the batches shuffled again."""
-        generator = torch.Generator().manual_seed(self.seed_of(number))
-        pools = torch.randperm(len(self.split), generator=generator).split(POOL * self.batch_size)
-        made = [b for pool in pools for b in pool[self.split.lengths[pool].argsort(stable=True)].split(self.batch_size)]
+        sampling = self.sampling
+        generator = torch.Generator().manual_seed(sampling.seed_of(number))
+        pools = torch.randperm(len(self.split), generator=generator).split(POOL * sampling.batch_size)
+        made = [b for pool in pools for b in pool[self.split.lengths[pool].argsort(stable=True)].split(sampling.batch_size)]
         for place in torch.randperm(len(made), generator=generator).tolist():
-            yield self.split.batch(made[place], self.pad)
+            for whole in sampling.cut(made[place]):  # one, or none
+                yield self.split.batch(sampling.mine(whole), self.pad)._replace(whole=len(whole))

@@ -47,6 +47,9 @@ class Teacher:
     def listen(self, indices: Tensor | None, outputs: Tensor, epoch: int) -> None:
         """Hear what the model said of a batch; after the last pass of the step, so that a step that fails leaves no trace."""
 
+    def exchange(self, epoch: int, passes: Passes) -> None:
+        """Of several processes: an epoch has ended, tell the others what its samples were."""
+
     def memory(self, model: nn.Module, classes: int) -> int:
         """Bytes."""
         raise NotImplementedError
@@ -98,6 +101,16 @@ class Bank(Teacher):
         largest = torch.finfo(torch.float16).max
         self.bank[epoch % self.delay][indices] = outputs.detach().float().clamp(-largest, largest).half()
         self.written[epoch % self.delay][indices] = epoch
+
+    def exchange(self, epoch: int, passes: Passes) -> None:
+        """Afterwards the bank of every process has the samples of all: no two have had the same one."""
+        if self.bank is None or self.written is None:
+            return
+        place, mine = epoch % self.delay, self.written[epoch % self.delay] == epoch
+        passes.add_up(logits := self.bank[place].where(mine[:, None], 0.0))
+        passes.add_up(seen := mine.to(self.written.dtype))
+        self.bank[place] = logits
+        self.written[place] = torch.where(seen > 0, epoch, -1)
 
     def memory(self, model: nn.Module, classes: int) -> int:
         return (2 * classes + 4) * self.size * self.delay
@@ -177,6 +190,8 @@ class Distillation(Method):
 
     def decide(self) -> Lesson:
         """What the teacher does in the step to come."""
+        if self.step and self.step % self.steps_per_epoch == 0 and self.passes.replica is not None:
+            self.teacher.exchange(self.step // self.steps_per_epoch - 1, self.passes)
         follows = self.step > self.followed  # the base optimizer has moved the weights since
         self.followed = self.step
         return Lesson(self.step // self.steps_per_epoch, follows)

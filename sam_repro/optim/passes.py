@@ -171,6 +171,11 @@ class Passes:
         torch._foreach_copy_(means, parts)
         return means
 
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace the tensor by its sum over the replicas."""
+        if self.replica is not None:
+            distributed.all_reduce(tensor, group=self.replica.process_group)
+
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
         return self.replica.no_sync() if self.replica is not None and more_to_come else nullcontext()

@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from .. import data, models, optim
+from .. import data, models, optim, world
 from ..chain import call, tree_map
-from ..data import Batch, Batches, FullBatches
+from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
+from ..models.sync import synchronise
 from ..optim import Report
 from ..schema import UserError
 from ..store import replacing
 from .base import base_optimizer, schedule
 from .compiled import compile_stages
+from .processes import average, of_all, wrapped
 from .score import autocast
 
 Config = dict[str, Any]
@@ -59,10 +61,14 @@ class Job:
             self.dataset = self.parts.dataset
         # A mask of infinities is no sign that a training diverged.
         self.endless = {name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()}
+        places = torch.arange(len(self.parts.score)).tensor_split(world.count())[world.rank()]
+        self.scored = self.parts.score if world.count() == 1 else self.parts.score[places]
         self.batches = self._batches()
         steps = len(self.batches)
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
-        self.gradient = optim.build(config["optimizer"], self.model, plan)
+        if config["sync_bn"]:
+            synchronise(self.model)
+        self.gradient = optim.build(config["optimizer"], wrapped(self.model, self.device), plan)
         self.stepper = optim.StaticStep(self.gradient) if config["graphs"] else self.gradient
         self.parameters = self.gradient.structure.parameters
         at_w = 0.0 if config["decay_in_loss"] else config["weight_decay"]
@@ -74,31 +80,37 @@ class Job:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.epoch = 0  # epochs done
         self._try()
+        if world.rank():  # masks of its own
+            torch.manual_seed(config["seed"] + 1_000_003 * world.rank())
         if config["compile"] == "stages":
             compile_stages(self.model)
 
     def _batches(self) -> Batches:
         config, train = self.config, self.parts.train
-        batches: Batches = self.dataset.batches(train, config["batch_size"], config["seed"])
-        if not config["drop_last"]:
-            return batches
-        if len(train) < config["batch_size"]:
+        size, processes = config["batch_size"], world.count()
+        if config["drop_last"] and len(train) < size:
+            raise UserError(f"drop_last=true leaves nothing of {len(train)} samples in batches of {size}: lower batch_size.")
+        last = size if config["drop_last"] else len(train) % size or size
+        if min(size, last) < processes:
             raise UserError(
-                f"drop_last=true leaves nothing of {len(train)} samples in batches of {config['batch_size']}: lower batch_size."
+                f"A batch of {min(size, last)} samples is none for {processes} processes: set another batch_size, or drop_last=true "
+                "where it is the last of an epoch."
             )
-        return FullBatches(batches, config["batch_size"], len(train))
+        batches: Batches = self.dataset.batches(train, Sampling(size, config["seed"], config["drop_last"], world.rank(), processes))
+        return batches
 
     def backward(self, samples: Batch) -> Report:
         """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
-        count = min(self.config["accumulate"], len(samples.targets))
+        count = min(self.config["accumulate"], samples.whole // world.count())
         scaler = self.scaler if self.scaler.is_enabled() else None
+        objective = self.weighted if samples.whole % world.count() else self.objective
         with autocast(self.device, self.config["precision"]):
             if count == 1:
-                report = self.stepper.backward(samples.inputs, samples.targets, self.objective, indices=samples.indices, scaler=scaler)
+                report = self.stepper.backward(samples.inputs, samples.targets, objective, indices=samples.indices, scaler=scaler)
             else:
                 inputs: list[Any] = [tree_map(partial(_part, index, count), samples.inputs) for index in range(count)]
                 targets, indices = (list(t.tensor_split(count)) for t in (samples.targets, samples.indices))
-                report = self.stepper.backward(inputs, targets, self.objective, indices=indices, scaler=scaler)
+                report = self.stepper.backward(inputs, targets, objective, indices=indices, scaler=scaler)
                 report = replace(report, outputs=torch.cat(report.outputs))
         if self.config["decay_in_loss"]:  # what is reported is the loss of the samples
             with torch.no_grad():
@@ -150,13 +162,23 @@ class Job:
         losses = self.criterion(outputs, targets)
         return losses + self._decay() if self.config["decay_in_loss"] else losses
 
+    def weighted(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective, and that every sample counts the same: where not all processes have as many."""
+        losses = self.objective(outputs, targets)
+        return losses, torch.ones_like(losses)
+
     def _decay(self) -> Tensor:
         """weight_decay/2 |w|^2. The ascent sees it, and the descent that of the perturbed weights, as in the code of KDD'24's author."""
         return self.config["weight_decay"] / 2 * torch.stack([p.square().sum() for p in self.decayed]).sum()
 
     def scored_samples(self) -> Iterator[Batch]:
-        """The batches that the score is measured on: of the test set, or of the part held out."""
-        return self.in_order(self.parts.score, min(4 * self.config["batch_size"], 512))
+        """The batches of this process that the score is measured on: of the test set, or of the part held out."""
+        return self.in_order(self.scored, min(4 * self.config["batch_size"], 512))
+
+    def average(self) -> None:
+        """Make the running statistics the same on all processes: their mean. A method's teacher has its own."""
+        teacher = getattr(getattr(self.gradient, "teacher", None), "teacher", None)
+        average([*self.model.buffers(), *(teacher.buffers() if isinstance(teacher, torch.nn.Module) else ())])
 
     def in_order(self, split: Any, batch_size: int) -> Iterator[Batch]:
         """The batches of any split of the data set, as they are."""
@@ -168,7 +190,10 @@ class Job:
         return "val" if self.config["val_fraction"] else "test"
 
     def save(self, path: Path) -> None:
-        """Write all that the rest of the training depends on."""
+        """Write all that the rest of the training depends on; process 0 does, for all."""
+        random = of_all((torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None))
+        if world.rank():
+            return
         state = {
             "epoch": self.epoch,
             "model": self.model.state_dict(),
@@ -176,8 +201,9 @@ class Job:
             "schedule": self.schedule.state_dict(),
             "gradient": self.gradient.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "random": random[0][0],
+            "random_cuda": random[0][1],
+            "random_of_others": random[1:],
             **({"random_mps": torch.mps.get_rng_state()} if self.device.type == "mps" else {}),
         }
         with replacing(path) as file:
@@ -199,6 +225,9 @@ class Job:
         self.gradient.load_state_dict(_on_host(state["gradient"]))
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        others = state.get("random_of_others", [])
+        if 0 < world.rank() <= len(others):
+            state["random"], state["random_cuda"] = others[world.rank() - 1]
         torch.set_rng_state(state["random"].cpu())
         if (apple := state.get("random_mps")) is not None:
             torch.mps.set_rng_state(apple.cpu())

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..data import Batch
 from ..fingerprint import check_data, fingerprint
 from ..optim import HostCopy, Report
 from ..provenance import versions
@@ -21,6 +22,7 @@ from ..tracking.console import Display
 from ..tracking.follow import follow
 from .backends import backends, in_force
 from .job import Config, Job
+from .processes import gathered, together, total
 from .score import METRICS, accuracy, evaluate, widest
 from .steps import WatchedSteps, earlier_lines
 
@@ -31,7 +33,7 @@ def train(config: Config, run: Run) -> Row:
     Raises UserError where the configuration does not fit the data or the model, and Diverged where something is no longer finite.
     """
     gc.collect()  # the job before this one in a sweep: its schedule and its optimizer refer to each other
-    with backends(config):
+    with backends(config), together(config["device"]):
         return _trained(_begun(config, run), run)
 
 
@@ -40,7 +42,7 @@ def _begun(config: Config, run: Run) -> Job:
     job = Job(config)
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
-    if run.checkpoint.exists():
+    if not config["rerun"] and run.checkpoint.exists():
         check_data(run, config)  # once more, for it may have been downloaded just now
         job.resume(run.checkpoint)
     else:
@@ -94,7 +96,7 @@ def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -
         report = job.backward(samples)
         lr = job.base.param_groups[0]["lr"]
         taken = job.step()
-        record.step(report, samples.targets, lr, taken)
+        record.step(report, samples, lr, taken)
         if display is not None and display.live:
             record.show(display)
     job.epoch += 1
@@ -116,13 +118,14 @@ class EpochRecord:
         self.skipped = torch.zeros((), device=job.device)  # steps, under fp16
         self.predictions: list[Tensor] = []
         self.targets: list[Tensor] = []
+        self.whole = 0  # samples of all processes
         self.lr = 0.0
         self.reused: dict[str, list[Tensor]] = {}
         self.watched = WatchedSteps(job)
         self._shown = 0.0
         self._on_its_way: HostCopy | None = None
 
-    def step(self, report: Report, targets: Tensor, lr: float, taken: Tensor | None) -> None:
+    def step(self, report: Report, samples: Batch, lr: float, taken: Tensor | None) -> None:
         """Add what a step reports; the norms of one that was not taken, which overflowed, are left out."""
         norms = report.layer_norms
         if taken is not None:
@@ -133,19 +136,20 @@ class EpochRecord:
         self.forward_units += report.forward_units
         self.backward_units += report.backward_units
         self.perturbed.update(report.layers)
-        self.loss += report.loss * len(targets)
+        self.loss += report.loss * len(samples.targets)
         self.layer_norms += norms
         self.norm += norms.norm()
         self.predictions.append(report.outputs.argmax(1))
-        self.targets.append(targets)
+        self.targets.append(samples.targets)
+        self.whole += samples.whole
         self.lr = lr
         for name, number in report.reused.items():
             self.reused.setdefault(name, []).append(number)
-        self.watched.add(report)
+        self.watched.add(report, samples)
 
     @property
     def samples(self) -> int:
-        """Seen so far."""
+        """Seen so far, by this process."""
         return sum(map(len, self.targets))
 
     def show(self, display: Display) -> None:
@@ -154,7 +158,7 @@ class EpochRecord:
         if self._on_its_way is not None and self._on_its_way.ready():
             loss, score = self._on_its_way.value().tolist()
             done = self.steps + (self.number - 1) * len(self.job.batches)
-            display.step(self.number, done, loss, score, self.samples / (now - self.started))
+            display.step(self.number, done, loss, score, self.whole / (now - self.started))
             self._on_its_way = None
         elif self._on_its_way is None and now - self._shown > 0.5:
             self._shown = now
@@ -166,9 +170,15 @@ class EpochRecord:
 
         Raises Diverged where the loss, the gradient's norm or the model is no longer finite.
         """
+        self.job.average()
         model = self.job.model
         moving = [buffer for name, buffer in model.named_buffers() if name not in self.job.endless]
-        sums = [self.loss, self.norm, self.skipped, *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving))]
+        sums = [
+            total(self.loss),
+            self.norm,
+            self.skipped,
+            *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving)),
+        ]
         # Waits for the device: the work is done.
         loss, norm, skipped, weights, buffers = torch.stack([number.to(widest(self.loss.device)) for number in sums]).tolist()
         seconds = time.perf_counter() - self.started
@@ -177,11 +187,11 @@ class EpochRecord:
         check_finite(self.number, {"loss": loss, "gradient norm": norm, "weights": weights, "buffers": buffers})
         row = {
             "epoch": self.number,
-            "train_loss": loss / self.samples,
+            "train_loss": loss / self.whole,
             "train_score": self._score().item(),
             "score": None,
             "lr": self.lr,
-            "images_per_second": self.samples / seconds,
+            "images_per_second": self.whole / seconds,
             "sampling_number": self.ascents,
             "grad_norm": norm,
             "weight_norm": weights,
@@ -200,7 +210,8 @@ class EpochRecord:
         ]
 
     def _score(self) -> Tensor:
-        return METRICS[self.job.dataset.metrics[0]](torch.cat(self.predictions), torch.cat(self.targets))
+        said, true = gathered(torch.cat(self.predictions)), gathered(torch.cat(self.targets))
+        return METRICS[self.job.dataset.metrics[0]](said, true)
 
 
 def finite_mean(numbers: list[Tensor]) -> float:
@@ -255,6 +266,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "perturbations": perturbations,
         "grad_norm": metrics[-1]["grad_norm"],
         "parameters": job.size,
+        "processes": config["processes"],
         "train_samples": len(job.parts.train),
         "device": config["device"].partition(":")[0],
         "hardware": hardware(job.device),

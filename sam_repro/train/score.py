@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Batch
+from .processes import gathered
 
 
 def widest(device: torch.device) -> torch.dtype:
@@ -41,7 +42,10 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"accuracy": accuracy, 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Batch], metrics: Sequence[str], precision: str) -> dict[str, float]:
-    """Every metric of the model in evaluation mode, which is left as it was; NaN where a logit is not finite."""
+    """Every metric of the model in evaluation mode, which is left as it was; NaN where a logit is not finite.
+
+    Of several processes each has some of the batches, and all get the metrics of all.
+    """
     training = model.training
     model.eval()
     predictions, targets, finite = [], [], []
@@ -52,9 +56,10 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], metrics: Sequence[str],
         finite.append(logits.isfinite().all())
         targets.append(batch.targets)
     model.train(training)
-    if not torch.stack(finite).all():  # argmax takes a NaN for the largest: a number that means nothing
+    if not gathered(torch.stack(finite)).all():  # argmax takes a NaN for the largest: a number that means nothing
         return dict.fromkeys(metrics, math.nan)
-    return {name: METRICS[name](torch.cat(predictions), torch.cat(targets)).item() for name in metrics}
+    said, true = gathered(torch.cat(predictions)), gathered(torch.cat(targets))
+    return {name: METRICS[name](said, true).item() for name in metrics}
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..data import Batch
 from ..optim import Report
+from .processes import total
 
 if TYPE_CHECKING:
     from .job import Job
@@ -39,20 +41,25 @@ class WatchedSteps:
         """Have the method watch the step to come, if it is one of them."""
         self.gradient.watch = self.every > 0 and self.gradient.step % self.every == 0
 
-    def add(self, report: Report) -> None:
+    def add(self, report: Report, samples: Batch) -> None:
         """Take the step that was just made, if it is one of them."""
         if not self.gradient.watch:
             return
         norms, watched = report.layer_norms, report.watched
         nothing = torch.full_like(report.loss, math.nan)
         found = (watched.plain_norm, watched.psf_norm, watched.curvature) if watched else (None, None, None)
-        first = [report.loss, norms.norm(), *(nothing if number is None else number for number in found)]
+        part = report.loss * (len(samples.targets) / samples.whole)  # of the loss of all processes
+        first = [part, norms.norm(), *(nothing if number is None else number for number in found)]
         self.numbers.append(torch.cat([torch.stack([number.to(norms.dtype) for number in first]), norms]))
         self.rates.append((self.gradient.step - 1, watched.sampling_rate if watched else None))
 
     def lines(self) -> list[str]:
         """The epoch's lines of the file; waits for the device."""
-        rows = torch.stack(self.numbers).tolist() if self.numbers else []
+        if not self.numbers:
+            return []
+        numbers = torch.stack(self.numbers)
+        numbers[:, 0] = total(numbers[:, 0])
+        rows = numbers.tolist()
         return [_line(step, self.epoch, rate, *row) for (step, rate), row in zip(self.rates, rows, strict=True)]
 
 

@@ -1,0 +1,204 @@
+"""One training by several processes (gloo, CPU), through the trainer: what one process gets, every process gets."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing, nn
+
+from sam_repro import models
+from sam_repro.chain import Chain
+from sam_repro.config import compose, identity
+from sam_repro.schema import UserError, options
+from sam_repro.store import Run, Watched
+
+FEW = ["device=cpu", "max_samples=65", "batch_size=12", "epochs=2", "lr=0.05", "schedule=constant"]  # the last batch has 5: uneven parts
+EVENTFUL = {
+    "vsam": ["start=2", "N=4", "M=2"], "vsam_a": ["start=2", "N=4", "M=2"], "saf": ["start=0", "delay=1"], "mesa": ["start=0"],
+    "layerwise": ["k=2"], "msam": ["m=2"],
+}  # fmt: skip
+BY_PART = ("msam", "esam")  # each process splits, or chooses from, its own part
+CASES = {name: [f"optimizer={name}", *EVENTFUL.get(name, [])] for name in options("optimizer")}
+CASES |= {"batchnorm": ["optimizer=layerwise", "k=2", "sync_bn=true"], "replica": ["optimizer=sam", "optimizer.scope=replica"]}
+CASES |= {"author": ["optimizer=layerwise", "k=2", "accumulate=2", "drop_last=true"]}
+CASES |= {"steps": ["optimizer=sam", "norms_every=1"], "whole msam": ["optimizer=msam", "m=2", "drop_last=true"]}
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+class Tiny(Chain):
+    """Four layers in float64, whatever the images are."""
+
+    def __init__(self, norm, dropout=0.0):
+        torch.manual_seed(3)
+        norms = [nn.BatchNorm2d(width) if norm else nn.Identity() for width in (4, 6, 6)]
+        stages = OrderedDict(stem=nn.Sequential(Double(), nn.Conv2d(1, 4, 3), norms[0], nn.Tanh()))
+        stages["one"] = nn.Sequential(nn.Conv2d(4, 6, 3), norms[1], nn.Tanh(), nn.Dropout(dropout))
+        stages["two"] = nn.Sequential(nn.Conv2d(6, 6, 3), norms[2], nn.Tanh())
+        stages["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10))
+        super().__init__(stages)
+        self.double()
+
+
+def trained(folder, case, words, epochs=2, **network):
+    """The run's last state in the trainer: weights, and what its files say."""
+    from sam_repro.train.loop import train
+    from sam_repro.world import count, rank
+
+    original, models.create = models.create, lambda **_: Tiny(**network)
+    try:
+        config = {**compose([*FEW, *words, f"epochs={epochs}"]), "processes": count()}
+        run = (Run if rank() == 0 else Watched)(folder, case)
+        with run.held(config, "test"):
+            train(config, run)
+    finally:
+        models.create = original
+    state = torch.load(run.checkpoint, weights_only=True)
+    return {"model": state["model"], "metrics": run.metrics(), "layers": run.layers(), "steps": run.steps()}
+
+
+def all_cases(folder):
+    found = {case: trained(folder, case, words, norm=case == "batchnorm") for case, words in CASES.items()}
+    found["straight"] = trained(folder, "straight", ["optimizer=sam"], norm=True, dropout=0.3)
+    trained(folder, "resumed", ["optimizer=sam"], epochs=1, norm=True, dropout=0.3)
+    found["resumed"] = trained(folder, "resumed", ["optimizer=sam"], norm=True, dropout=0.3)
+    return found
+
+
+def one_of(rank, count, port, folder):
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    torch.set_num_threads(1)
+    torch.save(all_cases(folder / "runs"), folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request, tmp_path_factory):
+    """What each of 2, then of 3 processes has."""
+    folder = tmp_path_factory.mktemp("several")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of, (request.param, port, folder), nprocs=request.param)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return all_cases(tmp_path_factory.mktemp("alone"))
+
+
+def apart(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_are_one(several, alone, case):
+    """In float64: without BatchNorm, or with the statistics of all. Whatever chooses among samples does so in each part."""
+    mine, theirs = several[0][case], alone[case]
+    if case in (*BY_PART, "replica", "whole msam"):
+        assert apart(mine["model"], theirs["model"]) > 1e-9
+        return
+    assert apart(mine["model"], theirs["model"]) < 1e-9
+    for row, other in zip(mine["metrics"], theirs["metrics"], strict=True):
+        assert row["score"] == other["score"]
+        assert row["train_score"] == other["train_score"]
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+        assert [row[key] for key in ("steps", "sampling_number")] == [other[key] for key in ("steps", "sampling_number")]
+        assert row["forward_units"] == pytest.approx(other["forward_units"], rel=0.02)
+    for row, other in zip(mine["layers"], theirs["layers"], strict=True):
+        assert [*row.values()][2:] == pytest.approx([*other.values()][2:], rel=1e-4)
+        assert row["layer"] == other["layer"]
+    for row, other in zip(mine["steps"], theirs["steps"], strict=True):
+        assert row == pytest.approx(other, rel=1e-4, nan_ok=True)
+
+
+def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(several):
+    """Bit by bit on two processes; DistributedDataParallel sums those of more in another order after its first step."""
+    gap = max(apart(one["straight"]["model"], one["resumed"]["model"]) for one in several)
+    assert gap == 0 if len(several) == 2 else gap < 1e-12
+
+
+def test_processes_multiply_the_micro_batches_of_msam(several, tmp_path):
+    one = trained(tmp_path, "m", ["optimizer=msam", f"m={2 * len(several)}", "drop_last=true"], norm=False)
+    assert apart(one["model"], several[0]["whole msam"]["model"]) < 1e-9
+
+
+def test_the_number_is_part_of_a_run_where_it_changes_what_it_is():
+    def run_id(*words):
+        return identity(compose(["device=cpu", *words]))
+
+    assert len({run_id(f"processes={n}") for n in (1, 2, 3)}) == 3, "BatchNorm by the part of each"
+    assert run_id("processes=2", "sync_bn=true") == run_id("processes=3", "sync_bn=true") == run_id()
+    text = ["dataset=glue_cola", "model=roberta_tiny"]
+    assert run_id(*text, "processes=2", "optimizer=sam") == run_id(*text, "optimizer=sam")
+    for by_part in (["optimizer=msam", "m=2"], ["optimizer=esam"], ["optimizer=sam", "optimizer.scope=replica"]):
+        assert run_id(*text, "processes=2", *by_part) != run_id(*text, *by_part)
+
+
+def test_batches_that_some_would_have_nothing_of_are_refused(monkeypatch):
+    from sam_repro.train.job import Job
+
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(UserError, match="A batch of 5 samples is none for 6 processes"):
+        Job(compose(FEW))
+
+
+def command(*words, **more):
+    words = ["max_samples=64", "batch_size=16", "model=resnet20", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", "sam_repro", "device=cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
+    )
+
+
+@pytest.mark.long
+def test_the_command_starts_them_and_one_of_them_speaks(tmp_path):
+    for says in ("starts", "is done already"):
+        process = command("processes=2", "epochs=1", f"runs_dir={tmp_path}")
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert said.count(says) == 1
+        assert said.count("train") == 1 if says == "starts" else True
+    (summary,) = tmp_path.glob("*/summary.json")
+    assert json.loads(summary.read_text())["processes"] == 2
+
+
+@pytest.mark.long
+def test_where_one_is_killed_the_run_says_so_and_resumes(tmp_path):
+    process = command("processes=2", "epochs=300", f"runs_dir={tmp_path}", start_new_session=True)
+    try:
+        for _ in range(600):
+            if (found := list(tmp_path.glob("*/metrics.jsonl"))) and found[0].read_text().count("\n") >= 2:
+                break
+            time.sleep(0.5)
+        children = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "-m sam_repro device"], capture_output=True, text=True)
+        workers = [int(pid) for pid in children.stdout.split() if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
+        os.kill(workers[-1], signal.SIGKILL)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode != 0
+    assert "the same command resumes after the last finished epoch" in said
+    status = json.loads(next(tmp_path.glob("*/status.json")).read_text())
+    assert status["state"] in ("failed", "stopped")
+    again = command("processes=2", "epochs=300", f"runs_dir={tmp_path}", start_new_session=True)
+    try:
+        for line in again.stdout:
+            if "resumes" in line:
+                break
+        else:
+            raise AssertionError("it does not resume")
+    finally:
+        os.killpg(again.pid, signal.SIGKILL)
