@@ -37,7 +37,7 @@ LAUNCHES = {
     "aesam": ((350, 185), (440, 230)), "aesam lag=1": ((351, 186), (441, 231)),
     "layerwise lag=1": ((329.5, None), (401.2, None)), "asam": ((350, None), (440, None)), "esam": ((420.5, None), (504, None)),
     "generalized_sam": ((339, None), (429, None)), "layersam": ((366, None), (456, None)), "layerwise": ((339, None), (412, None)),
-    "looklayersam": ((509, 187), (599, 232)), "looksam": ((489, 187), (579, 232)), "mesa": ((None, 263.7), (None, 331.6)),
+    "looklayersam": ((510, 187), (600, 232)), "looksam": ((490, 187), (580, 232)), "mesa": ((None, 263.7), (None, 331.6)),
     "msam": ((1550, None), (1910, None)), "saf": ((None, 207), (None, 255.8)), "sam": ((346, None), (436, None)),
     "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((358, 184), (448, 229)),
     "vsam_a": ((355, 181), (445, 226)),
