@@ -2,13 +2,10 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import OrderedDict
-from pathlib import Path
 
 import pytest
 import torch
@@ -168,37 +165,6 @@ def test_the_command_starts_them_and_one_of_them_speaks(tmp_path):
         process = command("processes=2", "epochs=1", f"runs_dir={tmp_path}")
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
-        assert said.count(says) == 1
-        assert said.count("train") == 1 if says == "starts" else True
+        assert said.count(f"{says}: /" if says == "starts" else says) == 1
     (summary,) = tmp_path.glob("*/summary.json")
     assert json.loads(summary.read_text())["processes"] == 2
-
-
-@pytest.mark.long
-def test_where_one_is_killed_the_run_says_so_and_resumes(tmp_path):
-    process = command("processes=2", "epochs=300", f"runs_dir={tmp_path}", start_new_session=True)
-    try:
-        for _ in range(600):
-            if (found := list(tmp_path.glob("*/metrics.jsonl"))) and found[0].read_text().count("\n") >= 2:
-                break
-            time.sleep(0.5)
-        children = subprocess.run(["pgrep", "-g", str(process.pid), "-f", "-m sam_repro device"], capture_output=True, text=True)
-        workers = [int(pid) for pid in children.stdout.split() if b"RANK=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")]
-        os.kill(workers[-1], signal.SIGKILL)
-        said, _ = process.communicate(timeout=120)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode != 0
-    assert "the same command resumes after the last finished epoch" in said
-    status = json.loads(next(tmp_path.glob("*/status.json")).read_text())
-    assert status["state"] in ("failed", "stopped")
-    again = command("processes=2", "epochs=300", f"runs_dir={tmp_path}", start_new_session=True)
-    try:
-        for line in again.stdout:
-            if "resumes" in line:
-                break
-        else:
-            raise AssertionError("it does not resume")
-    finally:
-        os.killpg(again.pid, signal.SIGKILL)
