@@ -17,20 +17,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from . import world
+from . import engines, world
 from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
 from .console import console
 from .device import gpus, resolve_device
 from .schema import CONF, Diverged, UserError, read
 from .store import Run, Watched
+from .sweep import Sweep, validation_score
 
 
-def job(composed: DictConfig) -> None:
-    """One run of what Hydra composed; in a sweep a failure is written down, and the next job goes on."""
+def job(composed: DictConfig) -> float | None:
+    """One run of what Hydra composed; in a sweep a failure is written down, and the next job goes on.
+
+    Returns the score of the held-out part, which is what a sweeper may tune; None where there is no such score.
+    """
     overrides = list(HydraConfig.get().overrides.task)
     try:
-        launch(finish(composed, overrides), overrides)
+        config = finish(composed, overrides)
+        if engines.launcher() == engines.BUILT_IN:
+            launch(config, overrides)
+        else:
+            engines.run(config, overrides)
+        return validation_score(config)
     except Exception as error:
         said = sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -39,6 +48,7 @@ def job(composed: DictConfig) -> None:
             leave("sam_repro", said, error)
         else:
             raise
+    return None
 
 
 app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
@@ -100,11 +110,13 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     with command("sam_repro", "stopped; the same command (without rerun=true) resumes after the last finished epoch."):
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
+        sys.argv[1:] = engines.with_engines(sys.argv[1:])
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = spread(sys.argv[1:])
-        if world.count() == 1 and (wanted := asked_for(sys.argv[1:])) > 1:
+        if world.count() == 1 and not engines.asked_for(sys.argv[1:]) and (wanted := asked_for(sys.argv[1:])) > 1:
             sys.exit(torchrun(wanted, sys.argv[1:]))
-        app()
+        with Sweep.ending():
+            app()
 
 
 def asked_for(words: list[str]) -> int:
@@ -136,4 +148,6 @@ def spread(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    from sam_repro.__main__ import main  # under the name by which the processes of a launcher find the job
+
     main()

@@ -18,6 +18,8 @@ from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, 
 
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
+# Of Hydra's own groups, those with options of ours.
+ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
 # Where a run lies and how it is watched: no part of what it is.
 OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "logger", "wandb")
 CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
@@ -235,6 +237,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         while group and not (CONF / group).is_dir():  # experiments are two deep: kdd24/cifar10
             group, _, head = group.rpartition("/")
             option = f"{head}/{option}"
+        if group.startswith("hydra/"):
+            return f"{group} has no option {option!r}.{suggest(option, ENGINES.get(group, ()))}"
         return f"{group} has no option {option!r}.{suggest(option, options(group))}"
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if match:

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from .command import sentence
 from .config import Config, finish, identity
+from .device import resolve_device
+from .engines import BUILT_IN, gave_up
 from .fingerprint import fingerprint, other_data
-from .schema import Diverged, UserError
+from .schema import Diverged, UserError, parse
 from .store import OVER, Run
 
 
 class Sweep(Callback):
     """Hydra's callback for ``-m``; the launcher, Hydra's own or another, does the work in between."""
 
+    started: Sweep | None = None  # the one of this process
+
     def __init__(self) -> None:
         self.jobs: list[tuple[list[str], Config]] = []
+        self.best: Path | None = None  # where a sweeper that chooses the jobs itself writes what came of them
+
+    @classmethod
+    @contextlib.contextmanager
+    def ending(cls) -> Iterator[None]:
+        """End the sweep with its table also where the launcher gave up, or Optuna found nothing."""
+        try:
+            yield
+        except Exception as error:
+            if cls.started is None or sentence(error) is not None:
+                raise
+            if cls.started.best is None:
+                gave_up(error)
+            cls.started.report()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every combination; one that does not fit refuses the sweep, and is named."""
-        for overrides in combinations(config):
+        chooses = config.hydra.runtime.choices["hydra/sweeper"] != BUILT_IN
+        for overrides in [an_example(config)] if chooses else combinations(config):
             try:
-                self.jobs.append((overrides, finish(hydra.compose("config", overrides), overrides)))
+                job = finish(hydra.compose("config", overrides), overrides)
+                if chooses and not job["val_fraction"]:
+                    raise UserError("A sweeper tunes on a held-out part, never on the test set: val_fraction=0.1 holds out a tenth.")
+                self.jobs.append((overrides, job))
             except Exception as error:
                 sys.exit(f"sam_repro: no job was started, for this one does not fit: {' '.join(overrides)}\n{reason(error, overrides)}")
-        print(f"{len(self.jobs)} jobs")
+        Sweep.started = self
+        if chooses:
+            self.best = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
+            self.best.unlink(missing_ok=True)
+        else:
+            print(f"{len(self.jobs)} jobs", flush=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep from the store; exit status 1 if a job did not end well, 3 if all that did not diverged."""
@@ -43,17 +75,14 @@ class Sweep(Callback):
             sys.exit(1)
 
     def report(self) -> None:
-        """The table, and the exit status."""
-        from .device import resolve_device
+        """The table, and the exit status; of a sweeper that chose the jobs, the best."""
+        if self.best is not None:
+            _show_best(self.best)
+            return
         from .runs import row_of
         from .tracking.console import show_runs
 
-        runs = []
-        for _overrides, job in self.jobs:
-            try:
-                runs.append(Run(job["runs_dir"], identity(resolve_device(job))))
-            except UserError:  # it asked for a GPU that is not there, and said so
-                runs.append(Run(job["runs_dir"], "none"))
+        runs = [Run(job["runs_dir"], _id(job)) for _overrides, job in self.jobs]
         rows = [row_of(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
         print()
         show_runs(rows)
@@ -68,6 +97,28 @@ class Sweep(Callback):
             sys.exit(Diverged.exit_status)
 
 
+def _show_best(path: Path) -> None:
+    """What Optuna found; exit status 1 where no run finished."""
+    if not path.exists():
+        sys.exit("sam_repro: none of the runs came to an end with a score.")
+    found = parse(path.read_text())
+    words = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
+    print(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
+
+
+def _id(job: Config) -> str:
+    """The id of a job's run; a machine that asks for GPUs of others need not have one."""
+    return identity(job if job["device"] != "auto" else resolve_device(job))
+
+
+def validation_score(config: Config) -> float | None:
+    """The last score of a finished run on the part that was held out; None where there is none."""
+    if not config["val_fraction"] or config["dry_run"]:
+        return None
+    run = Run(config["runs_dir"], _id(config))
+    return float(run.summary["score_last"]) if run.state == "done" else None
+
+
 def _state(run: Run, job: Config) -> str:
     """``refused`` where the job found other data than those that the run was trained on."""
     found = fingerprint(job["dataset"], job["data_dir"])
@@ -76,11 +127,26 @@ def _state(run: Run, job: Config) -> str:
 
 def combinations(config: DictConfig) -> list[list[str]]:
     """The overrides of every job of a sweep, as Hydra's basic sweeper makes them."""
+    return BasicSweeper.split_arguments(_parsed(config), None)[0]
+
+
+def an_example(config: DictConfig) -> list[str]:
+    """The overrides of a job that a sweeper might choose: of each choice the first, of each interval the lower end."""
+    return [f"{one.get_key_element()}={_first(one)}" for one in _parsed(config)]
+
+
+def _first(one: Override) -> Any:
+    if not one.is_sweep_override():
+        return one.get_value_element_as_str()
+    value = one.value()
+    return value.start if isinstance(value, IntervalSweep) else next(iter(one.sweep_string_iterator()))
+
+
+def _parsed(config: DictConfig) -> list[Override]:
     hydra_config = config.hydra
     written = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    parsed = parser.parse_overrides([*written, *hydra_config.overrides.task])
-    return BasicSweeper.split_arguments(parsed, None)[0]
+    return parser.parse_overrides([*written, *hydra_config.overrides.task])
 
 
 def reason(error: Exception, overrides: list[str]) -> str:

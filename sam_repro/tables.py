@@ -11,11 +11,12 @@ from .command import command
 from .config import check_device, check_overrides
 from .console import clock, console
 from .device import device_type
+from .places import places
 from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
 from .results.select import Request, Setting, at_other_settings
-from .results.work import Task, Work, number_of_jobs, places, tasks, time_left
+from .results.work import Task, Work, number_of_jobs, tasks, time_left
 from .schema import UserError, options, suggest
 from .store import OVER, write
 
@@ -191,7 +192,7 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     _point_to_others(tables, request, todo, frames)
     failed: list[Task] = []
     if todo:
-        failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request, jobs)).go()
+        failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request.device, jobs)).go()
     unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
     for task in everything:
         if task.run.state == "diverged":

@@ -28,6 +28,7 @@ def test_the_wheel_runs_from_any_directory(wheel, tmp_path):
     elsewhere.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
     assert (site / "sam_repro" / "py.typed").exists()
+    assert (site / "hydra_plugins" / "sam_repro_ray.py").exists()
     source = {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     assert {path.relative_to(site / "sam_repro" / "conf") for path in (site / "sam_repro" / "conf").rglob("*.yaml")} == source
     tables = {path.relative_to(ROOT / "experiments") for path in (ROOT / "experiments").rglob("*.yaml")}

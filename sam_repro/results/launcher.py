@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..command import sentence
+from ..config import explain
+from ..engines import gave_up, with_engines
 from ..schema import CONF, UserError
 from ..store import OVER
 from .declare import Words
@@ -32,6 +35,7 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
 
     from ..__main__ import job
 
+    words = tuple(with_engines(words))
     with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
         engine: Any = GlobalHydra.instance().hydra
         try:
@@ -39,8 +43,11 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
             context = HydraContext(config_loader=engine.config_loader, callbacks=Callbacks())
             launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
         except (HydraException, RuntimeError, ImportError) as error:  # no such option, no launcher, not installed
-            known = ", ".join(sorted(engine.config_loader.get_group_options("hydra/launcher")))
-            said = str(error).splitlines()[0].rstrip(".")
-            raise UserError(f"{' '.join(words)}: {said}. Launchers that are installed: {known}.") from error
-        launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
+            raise UserError(explain(error, words)) from error
+        try:
+            launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
+        except Exception as error:
+            if sentence(error) is not None:
+                raise
+            gave_up(error)
     return [task for task in todo if task.run.state not in OVER]

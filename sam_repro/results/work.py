@@ -99,20 +99,6 @@ def time_left(todo: Iterable[Task], known: Iterable[Task]) -> tuple[float, int]:
     return total, unknown
 
 
-def places(request: Request, jobs: int) -> list[dict[str, str]]:
-    """The environment of each process that may run at a time: its GPU, its share of the CPU's threads."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus: list[str] = []
-    if device_type(request.device) == "cuda" and ":" not in request.device:
-        import torch
-
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    jobs = jobs or max(1, len(gpus))
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} if jobs > 1 else {}
-    return [{**shared, **({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {})} for index in range(jobs)]
-
-
 class Work:
     """The processes of a table's runs, and how far they are."""
 

@@ -10,13 +10,14 @@ from itertools import product
 from pathlib import Path
 
 from ...console import console
+from ...places import places
 from ...provenance import now, provenance
 from ...schema import UserError, suggest
 from ...store import OVER, write
 from ..declare import Table
 from ..measurements import measure, missing
 from ..select import Request
-from ..work import Work, places, tasks
+from ..work import Work, tasks
 from . import report as render
 from .declare import Claim, Claims, load, load_all, module
 from .evidence import Evidence, cell_of, stored
@@ -76,7 +77,7 @@ def run(claims: list[Claim], request: Request, jobs: int) -> None:
     todo = [task for task in everything if task.run.state not in (*OVER, "running")]
     if everything:
         console.print(f"{sum(task.run.state == 'done' for task in everything)} of {len(everything)} runs are done, {len(todo)} to do.")
-    failed = Work(todo, everything, request, places(request, jobs)).go() if todo else []
+    failed = Work(todo, everything, request, places(request.device, jobs)).go() if todo else []
     unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
     if failed or unmeasured:
         raise UserError(f"{len(failed)} runs did not finish, {len(unmeasured)} measurements failed; the same command tries again.")
