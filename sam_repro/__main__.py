@@ -24,7 +24,6 @@ from .console import console
 from .device import gpus, resolve_device
 from .schema import CONF, Diverged, UserError, read
 from .store import Run, Watched
-from .sweep import Sweep, validation_score
 
 
 def job(composed: DictConfig) -> float | None:
@@ -39,7 +38,7 @@ def job(composed: DictConfig) -> float | None:
             launch(config, overrides)
         else:
             engines.run(config, overrides)
-        return validation_score(config)
+        return engines.validation_score(config)
     except Exception as error:
         said = sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -115,8 +114,13 @@ def main() -> None:
             sys.argv[1:] = spread(sys.argv[1:])
         if world.count() == 1 and not engines.asked_for(sys.argv[1:]) and (wanted := asked_for(sys.argv[1:])) > 1:
             sys.exit(torchrun(wanted, sys.argv[1:]))
-        with Sweep.ending():
+        try:
             app()
+        except Exception as error:
+            if not engines.reports:
+                raise
+            engines.ended_early(error)
+            engines.reports[0]()
 
 
 def asked_for(words: list[str]) -> int:

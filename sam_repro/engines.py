@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from . import world
-from .config import ENGINES, Config
+from .command import sentence
+from .config import ENGINES, Config, identity
+from .device import resolve_device
 from .places import a_free_one, cores, gpus, shares
 from .schema import UserError
+from .store import Run
 
 BUILT_IN = "basic"
 MODULES = {  # of each extra: what it installs
@@ -30,6 +33,7 @@ MODULES = {  # of each extra: what it installs
     "ray": ("ray", "hydra_plugins.sam_repro_ray"),
     "optuna": ("hydra_plugins.hydra_optuna_sweeper",),
 }
+reports: list[Callable[[], None]] = []  # what ends the sweep that this process has begun
 # Our files have the names of the plug-ins' own, whose types they then get: what is meant here.
 warnings.filterwarnings("ignore", r"\s*'hydra/(launcher|sweeper)/\w+' is validated against ConfigStore schema")
 
@@ -58,9 +62,12 @@ def _is_there(module: str) -> bool:
         return False
 
 
-def gave_up(error: Exception) -> None:
-    """Say that a launcher ended before its jobs did, as joblib does when one of its own processes is killed."""
-    print(f"sam_repro: the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+def ended_early(error: Exception) -> None:
+    """Say that a sweep ended before its jobs did, as joblib's does when one of its own processes is killed. The user's errors pass."""
+    if sentence(error) is not None:
+        raise error
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    print(f"sam_repro: the sweep ended early: {said}", file=sys.stderr)
 
 
 def launcher() -> str:
@@ -97,3 +104,16 @@ def several(name: str, keys: Mapping[str, Any], cores: int) -> int:
     if name == "submitit_local":
         return max(1, cores // int(keys["cpus_per_task"] or 1))
     return 0
+
+
+def id_of(config: Config) -> str:
+    """The id of a job's run; the machine that looks for it need not have the GPU that was asked for."""
+    return identity(config if config["device"] != "auto" else resolve_device(config))
+
+
+def validation_score(config: Config) -> float | None:
+    """The last score of a finished run on the part that was held out; None where there is none."""
+    if not config["val_fraction"] or config["dry_run"]:
+        return None
+    run = Run(config["runs_dir"], id_of(config))
+    return float(run.summary["score_last"]) if run.state == "done" else None

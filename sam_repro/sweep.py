@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from .command import sentence
-from .config import Config, finish, identity
-from .device import resolve_device
-from .engines import BUILT_IN, gave_up
+from . import engines
+from .config import Config, finish
+from .engines import BUILT_IN, id_of
 from .fingerprint import fingerprint, other_data
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
@@ -29,24 +26,9 @@ from .store import OVER, Run
 class Sweep(Callback):
     """Hydra's callback for ``-m``; the launcher, Hydra's own or another, does the work in between."""
 
-    started: Sweep | None = None  # the one of this process
-
     def __init__(self) -> None:
         self.jobs: list[tuple[list[str], Config]] = []
         self.best: Path | None = None  # where a sweeper that chooses the jobs itself writes what came of them
-
-    @classmethod
-    @contextlib.contextmanager
-    def ending(cls) -> Iterator[None]:
-        """End the sweep with its table also where the launcher gave up, or Optuna found nothing."""
-        try:
-            yield
-        except Exception as error:
-            if cls.started is None or sentence(error) is not None:
-                raise
-            if cls.started.best is None:
-                gave_up(error)
-            cls.started.report()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every combination; one that does not fit refuses the sweep, and is named."""
@@ -59,7 +41,7 @@ class Sweep(Callback):
                 self.jobs.append((overrides, job))
             except Exception as error:
                 sys.exit(f"sam_repro: no job was started, for this one does not fit: {' '.join(overrides)}\n{reason(error, overrides)}")
-        Sweep.started = self
+        engines.reports[:] = [self.report]
         if chooses:
             self.best = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
             self.best.unlink(missing_ok=True)
@@ -82,7 +64,7 @@ class Sweep(Callback):
         from .runs import row_of
         from .tracking.console import show_runs
 
-        runs = [Run(job["runs_dir"], _id(job)) for _overrides, job in self.jobs]
+        runs = [Run(job["runs_dir"], id_of(job)) for _overrides, job in self.jobs]
         rows = [row_of(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
         print()
         show_runs(rows)
@@ -104,19 +86,6 @@ def _show_best(path: Path) -> None:
     found = parse(path.read_text())
     words = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
     print(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
-
-
-def _id(job: Config) -> str:
-    """The id of a job's run; a machine that asks for GPUs of others need not have one."""
-    return identity(job if job["device"] != "auto" else resolve_device(job))
-
-
-def validation_score(config: Config) -> float | None:
-    """The last score of a finished run on the part that was held out; None where there is none."""
-    if not config["val_fraction"] or config["dry_run"]:
-        return None
-    run = Run(config["runs_dir"], _id(config))
-    return float(run.summary["score_last"]) if run.state == "done" else None
 
 
 def _state(run: Run, job: Config) -> str:

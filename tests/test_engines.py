@@ -12,11 +12,10 @@ import pytest
 from sam_repro import engines
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
-from sam_repro.engines import several, with_engines
+from sam_repro.engines import id_of, several, validation_score, with_engines
 from sam_repro.places import a_free_one, shares
 from sam_repro.schema import UserError
 from sam_repro.store import Run, all_runs
-from sam_repro.sweep import _id, validation_score
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["device=cpu", "max_samples=32", "batch_size=16", "optimizer=sgd"]
@@ -139,7 +138,7 @@ def test_how_many_jobs_a_launcher_runs_at_a_time():
 
 
 def test_the_machine_that_submits_needs_no_gpu():
-    assert _id(compose([*SMALL, "device=cuda"])) == identity(compose([*SMALL, "device=cuda:1"]))
+    assert id_of(compose([*SMALL, "device=cuda"])) == identity(compose([*SMALL, "device=cuda:1"]))
 
 
 # -- Optuna ------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..command import sentence
 from ..config import explain
-from ..engines import gave_up, with_engines
+from ..engines import ended_early, with_engines
 from ..schema import CONF, UserError
 from ..store import OVER
 from .declare import Words
@@ -47,7 +46,5 @@ def launch(todo: list[Task], request: Request, words: Words) -> list[Task]:
         try:
             launcher.launch([task.overrides(request) for task in todo], initial_job_idx=0)
         except Exception as error:
-            if sentence(error) is not None:
-                raise
-            gave_up(error)
+            ended_early(error)
     return [task for task in todo if task.run.state not in OVER]
