@@ -5,6 +5,7 @@ Hydra looks for launchers in packages of this name alone. Ray is imported where 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ class RayLauncher(Launcher):
         import ray
 
         if not ray.is_initialized():
-            alone = {"include_dashboard": False} if self.address is None else {}
-            ray.init(address=self.address, logging_level="warning", log_to_driver=False, **alone)
+            dashboard = False if self.address is None else None  # a cluster's is not ours to turn off
+            ray.init(address=self.address, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=dashboard)
         num_gpus = self.num_gpus if self.num_gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         task = ray.remote(num_cpus=self.num_cpus, num_gpus=num_gpus, max_retries=0)(_job)
         shared = (self.hydra_context, self.task_function, self.config, Singleton.get_state())
