@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .loggers import check
 from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, flat, kind, options, read, reference, suggest, typed
+from .store import find
 
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
@@ -75,6 +76,7 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     _common(config, resolved, raw, given)
 
     _kinds_fit(config)
+    _options_fit(config)
     _scale(config, scale, given)
     m = config["optimizer"].get("samples", {}).get("m")
     if m is not None and config["accumulate"] > 1:
@@ -90,6 +92,30 @@ def _kinds_fit(config: Config) -> None:
     if kind("model", config["model"]["name"]) != held:
         fitting = ", ".join(name for name in options("model") if kind("model", name) == held)
         raise UserError(f"model={config['model']['name']} cannot read dataset={dataset}, which holds {held}: choose a model of {fitting}.")
+
+
+def _options_fit(config: Config) -> None:
+    """Refuse options that say nothing together."""
+    mixed = next((key for key in ("mixup", "cutmix") if config[key]), None)
+    if mixed and kind("dataset", config["dataset"]["name"]) != "images":
+        raise UserError(f"{mixed}={config[mixed]} mixes images, and dataset={config['dataset']['name']} has none.")
+    if mixed and config["model"].get("cache"):
+        raise UserError(f"{mixed}={config[mixed]} shows other images in every epoch, and model.cache=true needs the same.")
+    if mixed and config["optimizer"].get("teacher", {}).get("name") == "bank":
+        raise UserError(
+            f"{mixed}={config[mixed]} does not go with SAF, which compares what the model says of the same image in two epochs."
+        )
+    if config["ema"] and config["swa"]:
+        raise UserError("ema= and swa= are two ways to average the weights: set one of them.")
+    if config["early_stopping"] and not config["val_fraction"]:
+        raise UserError(
+            "early_stopping= goes by the score of a held-out part, never by the test set's: val_fraction=0.1 holds out a tenth."
+        )
+    if config["init_from"]:
+        found = find(config["runs_dir"], config["init_from"])
+        if found.state != "done":
+            raise UserError(f"init_from={config['init_from']}: that run is {found.state}, not done.")
+        config["init_from"] = found.id
 
 
 def _scale(config: Config, scale: Config, given: set[str]) -> None:
@@ -193,6 +219,8 @@ def one_for_all(config: Config) -> bool:
     """
     if config.get("processes", 1) == 1:
         return True
+    if config.get("mixup") or config.get("cutmix"):  # of images of one process's part
+        return False
     together = config.get("sync_bn", False) or not read(f"model/{config['model']['name']}").get("batchnorm", True)
     method = config["optimizer"]
     return together and method.get("scope", "batch") == "batch" and method.get("samples", {"name": "batch"})["name"] == "batch"

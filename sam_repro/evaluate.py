@@ -38,6 +38,7 @@ def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, 
     with backends(config):
         job = Job(resolve_device(config))
         job.resume(found.checkpoint)
+        job.take_average()
         scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
     said = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
     print(f"run {found.id}, epoch {job.epoch}: test {said} on {len(job.parts.score):,} samples")

@@ -22,6 +22,8 @@ FILES = {
     "cifar10": ("cifar-10-batches-py/data_batch_*", "cifar-10-batches-py/test_batch"),
     "cifar100": ("cifar-100-python/train", "cifar-100-python/test"),
     "flowers102": ("flowers-102/imagelabels.mat", "flowers-102/setid.mat", "flowers-102/jpg/*.jpg"),
+    "svhn": ("svhn/*_32x32.mat",),
+    "fashion_mnist": ("FashionMNIST/raw/*-ubyte",),
     "imagenet": ("imagenet/train/*/*", "imagenet/val/*/*"),
 }
 SAMPLES, SIZE = 8, 4096  # files whose beginnings are read, evenly spaced among all, and how many bytes of each

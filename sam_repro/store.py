@@ -63,6 +63,7 @@ class Run:
         self.id = run_id
         self.path = Path(runs_dir) / run_id
         self.checkpoint = self.path / "checkpoint" / "last.pt"
+        self.best = self.path / "checkpoint" / "best.pt"  # of the best score so far, where early_stopping asks for it
 
     @property
     def status(self) -> Row:
@@ -218,6 +219,10 @@ class Run:
             write(self.path / "steps.csv", "".join(line + "\n" for line in steps))
         write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
+    def take_best(self) -> None:
+        """The checkpoint of the best score is the one that the run ends with. (From there the training would come to the same end.)"""
+        self.best.replace(self.checkpoint)
+
     def finish(self, summary: Row) -> None:
         """Write the summary, and that the run is done."""
         write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -288,6 +293,9 @@ class Watched(Run):
         """Process 0 does."""
 
     def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
+        """Process 0 does."""
+
+    def take_best(self) -> None:
         """Process 0 does."""
 
     def finish(self, summary: Row) -> None:

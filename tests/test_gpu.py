@@ -80,6 +80,8 @@ INSIDE = {  # of the trainer's loop over the steps of an epoch
     "optimizer=sam precision=bf16": {},
     "optimizer=sam precision=fp16 clip=1": {},  # the scaler decides on the device, where the base optimizer is fused
     "optimizer=looksam base=adamw lr=0.001 precision=fp16": {},
+    "optimizer=sgd base=adam lr=0.001 ema=0.9": {},
+    "optimizer=sgd mixup=0.4 cutmix=1 swa=0.4": {},
     "optimizer=layerwise k=2": {"where.py": "one a step, as above"},
     "optimizer=layerwise k=2 lag=1": {},
     "model=mobilenet model.bits=8 optimizer=sgd": {"lsq.py": "one a quantised layer, in the first batch, which sets the step sizes"},

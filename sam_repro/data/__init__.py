@@ -14,6 +14,8 @@ from .digits import digits
 from .flowers import flowers102
 from .glue import glue
 from .imagenet import imagenet
+from .noise import with_noise
+from .small import fashion_mnist, svhn
 from .split import Batch, Batches, Dataset, Sampling
 
 __all__ = ["Batch", "Batches", "Dataset", "Parts", "Sampling", "load", "to"]
@@ -22,6 +24,8 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
+    "svhn": svhn,
+    "fashion_mnist": fashion_mnist,
     "flowers102": flowers102,
     "imagenet": imagenet,
 }
@@ -36,12 +40,22 @@ class Parts:
     dataset: Dataset
 
 
-def load(settings: dict[str, Any], data_dir: str, *, train_fraction: float = 1.0, val_fraction: float = 0.0, max_samples: int = 0) -> Parts:
+def load(
+    settings: dict[str, Any],
+    data_dir: str,
+    *,
+    train_fraction: float = 1.0,
+    val_fraction: float = 0.0,
+    max_samples: int = 0,
+    label_noise: float = 0.0,
+    seed: int = 0,
+) -> Parts:
     """The data set of ``settings`` (an option of ``conf/dataset`` with its fields), found under ``data_dir`` or downloaded to it.
 
     ``train_fraction`` keeps that share of the training set; ``val_fraction`` holds out a share of what is kept, and the
     score is then measured on it, not on the test set; ``max_samples`` is the most to train on, and the most to score on (0: all).
-    All cut one fixed shuffle, the same for every seed.
+    All cut one fixed shuffle, the same for every seed. ``label_noise`` is the share of the samples to train on whose label is wrong,
+    drawn by ``seed`` (:func:`.noise.with_noise`).
 
     Raises UserError where the files are not to be had, or are not the data set.
     """
@@ -59,7 +73,7 @@ def load(settings: dict[str, Any], data_dir: str, *, train_fraction: float = 1.0
         train, score = train[kept[held_out:]], train[kept[:held_out]] if held_out else score
     if max_samples:
         train, score = (split[_shuffled(len(split))[:max_samples]] if len(split) > max_samples else split for split in (train, score))
-    return Parts(train, score, dataset)
+    return Parts(with_noise(train, label_noise, dataset.classes, seed), score, dataset)
 
 
 def _shuffled(n: int) -> torch.Tensor:

@@ -12,12 +12,20 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """A batch. ``inputs``: what the model takes, samples along dim 0; ``indices``: the samples' places in the split."""
+    """A batch. ``inputs``: what the model takes, samples along dim 0; ``indices``: the samples' places in the split.
+
+    ``targets``: classes, int64, ``(n,)``; of mixed samples the share of each class, float, ``(n, classes)``.
+    """
 
     inputs: Any
     targets: Tensor
     indices: Tensor
     whole: int = 0  # samples of all processes that have a part of it, in training
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of each sample, ``(n,)``; of a mixed one that of its larger part."""
+        return self.targets.argmax(1) if self.targets.is_floating_point() else self.targets
 
 
 @dataclass(frozen=True)

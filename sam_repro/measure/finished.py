@@ -41,6 +41,7 @@ class Finished:
         self.run = run
         self.job: Job = Job(resolve_device(config))
         self.job.resume(run.checkpoint)
+        self.job.take_average()
         self.model, self.loss = self.job.model, self.job.criterion
         self.batch_size = batch_size
         self.split = self.job.parts.train

@@ -12,7 +12,7 @@ from ..chain import Chain, Layer, layers
 from ..schema import UserError, fields, kind, options, suggest, typed
 from .mobilenet import mobilenet
 from .pyramidnet import pyramidnet110
-from .resnet import resnet18, resnet20, resnet50
+from .resnet import resnet18, resnet20, resnet34, resnet50
 from .roberta import roberta
 from .vit import timm_model
 from .wrn import wide_resnet
@@ -22,6 +22,7 @@ __all__ = ["Chain", "Layer", "create", "layers"]
 CONVOLUTIONAL: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet18": resnet18,
+    "resnet34": resnet34,
     "resnet50": partial(resnet50, 64),
     "wrn50_2": partial(resnet50, 128),
     "wrn16_2": partial(wide_resnet, 16, 2),

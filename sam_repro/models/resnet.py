@@ -120,14 +120,24 @@ def resnet20(num_classes: int, in_channels: int, *, shortcut: str, init: str, ze
 
 def resnet18(num_classes: int, in_channels: int, *, bits: int, stem: str, zero_gamma: bool) -> Chain:
     """ResNet-18: stem, eight basic blocks of width 64 to 512, head; PyTorch's own initialisation, as in ESAM's code."""
+    model = _of_basic_blocks((2, 2, 2, 2), num_classes, in_channels, stem, zero_gamma)
+    lsq(model, bits)
+    return model
+
+
+def resnet34(num_classes: int, in_channels: int, *, stem: str, zero_gamma: bool) -> Chain:
+    """ResNet-34: stem, sixteen basic blocks of width 64 to 512, head; PyTorch's own initialisation."""
+    return _of_basic_blocks((3, 4, 6, 3), num_classes, in_channels, stem, zero_gamma)
+
+
+def _of_basic_blocks(blocks: Sequence[int], num_classes: int, in_channels: int, stem: str, zero_gamma: bool) -> Chain:
     stages = OrderedDict[str, nn.Module](stem=first(in_channels, 64, stem))
-    for index, (i, o, stride) in enumerate(_shapes(64, (64, 128, 256, 512), (2, 2, 2, 2)), start=1):
+    for index, (i, o, stride) in enumerate(_shapes(64, (64, 128, 256, 512), blocks), start=1):
         stages[f"block{index}"] = BasicBlock(i, o, stride, "B")
     stages["head"] = Head(512, num_classes)
     model = Chain(stages)
     if zero_gamma:
         branches_at_zero(model)
-    lsq(model, bits)
     return model
 
 

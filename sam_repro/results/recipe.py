@@ -13,7 +13,7 @@ from .declare import Cell, Table, Words
 from .select import Request, configuration
 
 IMAGES = {"imagenet": 1_281_167}  # to train on: what steps of warm-up are counted with
-BASES = {"adamw": "AdamW", "sgd": "SGD", "lamb": "LAMB"}
+BASES = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "lamb": "LAMB"}
 
 
 def _warmup_steps(config: Config) -> int | None:

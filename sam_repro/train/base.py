@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from ..schema import UserError
@@ -28,9 +28,9 @@ def base_optimizer(
     if decayed == "weights":
         flat = [p for p in parameters if p.ndim < 2]
         groups = [{"params": [p for p in parameters if p.ndim >= 2]}, {"params": flat, "weight_decay": 0.0}]
-    if settings["name"] in ("adamw", "lamb"):
+    if settings["name"] in ("adam", "adamw", "lamb"):
         betas = (settings["beta1"], settings["beta2"])
-        kind, more = (AdamW, fused) if settings["name"] == "adamw" else _lamb()
+        kind, more = _lamb() if settings["name"] == "lamb" else ({"adam": Adam, "adamw": AdamW}[settings["name"]], fused)
         return eager(kind)(groups, lr=lr, betas=betas, eps=settings["eps"], weight_decay=weight_decay, **more)
     if settings["nesterov"] and settings["momentum"] <= 0:
         raise UserError("base.nesterov=true needs a momentum above 0.")

@@ -18,12 +18,15 @@ from .. import data, models, optim, world
 from ..chain import call, tree_map
 from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
+from ..data.mixed import Mixed
 from ..models.sync import synchronise
 from ..optim import Report
 from ..schema import UserError
 from ..store import replacing
+from .averaged import Averaged
 from .base import base_optimizer, schedule
 from .compiled import compile_stages
+from .initial import begin_from
 from .processes import average, of_all, wrapped
 from .score import autocast
 
@@ -47,6 +50,8 @@ class Job:
                 train_fraction=config["train_fraction"],
                 val_fraction=config["val_fraction"],
                 max_samples=config["max_samples"],
+                label_noise=config["label_noise"],
+                seed=config["seed"],
             ),
             self.device,
             config["workers"],
@@ -59,6 +64,7 @@ class Job:
         if config["model"].get("cache"):
             self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
             self.dataset = self.parts.dataset
+        begin_from(self.model, config["init_from"], config["runs_dir"], self.device)
         # A mask of infinities is no sign that a training diverged.
         self.endless = {name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()}
         places = torch.arange(len(self.parts.score)).tensor_split(world.count())[world.rank()]
@@ -68,6 +74,7 @@ class Job:
         plan = optim.Plan(steps * config["epochs"], steps, len(self.parts.train), config["seed"])
         if config["sync_bn"]:
             synchronise(self.model)
+        self.averaged = Averaged(self.model, ema=config["ema"], swa=config["swa"]) if config["ema"] or config["swa"] else None
         self.gradient = optim.build(config["optimizer"], wrapped(self.model, self.device), plan)
         self.stepper = optim.StaticStep(self.gradient) if config["graphs"] else self.gradient
         self.parameters = self.gradient.structure.parameters
@@ -96,8 +103,11 @@ class Job:
                 f"A batch of {min(size, last)} samples is none for {processes} processes: set another batch_size, or drop_last=true "
                 "where it is the last of an epoch."
             )
-        batches: Batches = self.dataset.batches(train, Sampling(size, config["seed"], config["drop_last"], world.rank(), processes))
-        return batches
+        sampling = Sampling(size, config["seed"], config["drop_last"], world.rank(), processes)
+        batches: Batches = self.dataset.batches(train, sampling)
+        if not config["mixup"] and not config["cutmix"]:
+            return batches
+        return Mixed(batches, sampling, self.dataset.classes, mixup=config["mixup"], cutmix=config["cutmix"], layout=self.layout)
 
     def backward(self, samples: Batch) -> Report:
         """The method's gradient of a batch, added to ``.grad``; the batch passes the model in ``accumulate`` parts."""
@@ -131,6 +141,8 @@ class Job:
         self.scaler.update()
         self.schedule.step()
         self.base.zero_grad()
+        if self.averaged:
+            self.averaged.after_step(self.model)
         after = self._scale()
         return None if before is None or after is None else after >= before
 
@@ -176,9 +188,25 @@ class Job:
         return self.in_order(self.scored, min(4 * self.config["batch_size"], 512))
 
     def average(self) -> None:
-        """Make the running statistics the same on all processes: their mean. A method's teacher has its own."""
+        """Make the running statistics the same on all processes: their mean. A method's teacher and averaged weights have their own."""
         teacher = getattr(getattr(self.gradient, "teacher", None), "teacher", None)
-        average([*self.model.buffers(), *(teacher.buffers() if isinstance(teacher, torch.nn.Module) else ())])
+        others = [teacher, self.averaged and self.averaged.model]
+        average([*self.model.buffers(), *(b for other in others if isinstance(other, torch.nn.Module) for b in other.buffers())])
+
+    def to_score(self) -> torch.nn.Module:
+        """The model that the score is of: with averaged weights, where there are some by now, and then with statistics of their own."""
+        if not (self.averaged and self.averaged.seen):
+            return self.model
+        if self.averaged.swa:
+            with autocast(self.device, self.config["precision"]):
+                self.averaged.renew_statistics((samples.inputs for samples in self.batches.epoch(self.epoch)), self.device)
+            average(self.averaged.model.buffers())
+        return self.averaged.model
+
+    def take_average(self) -> None:
+        """Give the model the averaged weights, if the run has any: what it was scored by is what is measured."""
+        if self.averaged and self.averaged.seen:
+            self.model.load_state_dict(self.averaged.model.state_dict())
 
     def in_order(self, split: Any, batch_size: int) -> Iterator[Batch]:
         """The batches of any split of the data set, as they are."""
@@ -201,6 +229,7 @@ class Job:
             "schedule": self.schedule.state_dict(),
             "gradient": self.gradient.state_dict(),
             "scaler": self.scaler.state_dict(),
+            **({"averaged": self.averaged.state_dict()} if self.averaged else {}),
             "random": random[0][0],
             "random_cuda": random[0][1],
             "random_of_others": random[1:],
@@ -221,6 +250,8 @@ class Job:
             if isinstance(step := one.get("step"), Tensor):  # on a device the host would wait for every tensor's, at every step
                 one["step"] = step.cpu()
         self.base.load_state_dict(state["base"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
         self.schedule.load_state_dict(state["schedule"])
         self.gradient.load_state_dict(_on_host(state["gradient"]))
         if self.scaler.is_enabled():

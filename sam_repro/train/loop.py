@@ -67,13 +67,13 @@ def _trained(job: Job, run: Run) -> Row:
 
     with follow(config, run) as show:
         with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
-            while job.epoch < config["epochs"]:
+            while not is_over(job, metrics):
                 epoch = EpochRecord(job)
                 train_epoch(job, epoch, display)
                 row, layer_rows = epoch.close()
                 scores: dict[str, float] = {}
                 if job.epoch % config["score_every"] == 0 or job.epoch == config["epochs"]:
-                    scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
+                    scores = evaluate(job.to_score(), job.scored_samples(), job.dataset.metrics, config["precision"])
                     row["score"] = scores.pop(job.dataset.metrics[0])
                     check_finite(epoch.number, {"score": row["score"]})
                 metrics.append({**row, **scores, "split": job.split})
@@ -81,11 +81,27 @@ def _trained(job: Job, run: Run) -> Row:
                 step_lines += epoch.watched.lines()
                 run.record(metrics, layers, step_lines)
                 job.save(run.checkpoint)
+                if config["early_stopping"] and row["score"] is not None and _best(metrics)["epoch"] == job.epoch:
+                    job.save(run.best)
                 display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
                 show()
         summary = summarise(run.id, job, metrics, layers)
+        if config["early_stopping"]:
+            run.take_best()
         run.finish(summary)
     return summary
+
+
+def is_over(job: Job, metrics: list[Row]) -> bool:
+    """Whether all epochs are done, or so many without a better score as ``early_stopping`` says."""
+    patience = job.config["early_stopping"]
+    scored = patience > 0 and bool(metrics) and metrics[-1]["score"] is not None
+    return job.epoch >= job.config["epochs"] or (scored and job.epoch - _best(metrics)["epoch"] >= patience)
+
+
+def _best(metrics: list[Row]) -> Row:
+    """The row of the best score, the earliest of equal ones."""
+    return max((row for row in metrics if row["score"] is not None), key=lambda row: row["score"])
 
 
 def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -> None:
@@ -100,6 +116,8 @@ def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -
         if display is not None and display.live:
             record.show(display)
     job.epoch += 1
+    if job.averaged:
+        job.averaged.after_epoch(job.model, job.epoch / job.config["epochs"])
 
 
 class EpochRecord:
@@ -140,7 +158,7 @@ class EpochRecord:
         self.layer_norms += norms
         self.norm += norms.norm()
         self.predictions.append(report.outputs.argmax(1))
-        self.targets.append(samples.targets)
+        self.targets.append(samples.labels)
         self.whole += samples.whole
         self.lr = lr
         for name, number in report.reused.items():
@@ -242,7 +260,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
     config = job.config
     total = {key: sum(row[key] for row in metrics) for key in ("steps", "sampling_number", "forward_units", "backward_units", "seconds")}
     scored = [row for row in metrics if row["score"] is not None]
-    best = max(scored, key=lambda row: row["score"])
+    best = _best(metrics)
     perturbations = {layer.name: 0 for layer in job.gradient.structure.layers}
     for row in layers:
         perturbations[row["layer"]] += row["perturbations"]
@@ -252,7 +270,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "model": config["model"]["name"] if config["model"]["name"] != "timm" else config["model"]["arch"],
         "optimizer": config["optimizer"]["name"],
         "seed": config["seed"],
-        "epochs": config["epochs"],
+        "epochs": len(metrics),  # fewer than was asked for where early_stopping ended the training
         "metric": job.dataset.metrics[0],
         "split": job.split,
         "score_last": metrics[-1]["score"],

@@ -1,0 +1,42 @@
+"""Beginning with the weights of another run (``init_from``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..console import console
+from ..schema import UserError
+from ..store import find
+
+
+def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) -> None:
+    """Give the model the weights that the run ``run`` ended with, the averaged ones where it was scored by those; "" leaves it alone.
+
+    The last stage begins anew where its shapes are others, as for other classes, and says so.
+
+    Raises UserError, which lists what does not fit anywhere else.
+    """
+    if not run:
+        return
+    found = find(runs_dir, run)
+    if not found.checkpoint.exists():
+        raise UserError(
+            f"init_from={run}: {found.checkpoint} is not there any more: 'rerun=true' with the command of that run makes it anew."
+        )
+    state = torch.load(found.checkpoint, map_location=device, weights_only=True)
+    averaged = state.get("averaged", {"seen": 0})
+    weights = averaged["model"] if averaged["seen"] else state["model"]
+    own = model.state_dict()
+    *_, (last, _) = model.named_children()
+    anew = [key for key in own if key.startswith(f"{last}.") and key in weights and weights[key].shape != own[key].shape]
+    lost = [key for key in own.keys() | weights.keys() if key not in anew and _shape(own, key) != _shape(weights, key)]
+    if lost:
+        listed = ", ".join(sorted(lost)[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
+        raise UserError(f"init_from={run}: the weights of that run ({found.summary['model']}) do not fit this model: {listed}.")
+    model.load_state_dict({**weights, **{key: own[key] for key in anew}})
+    console.print(f"begins with the weights of run {found.id}{', but for ' + ', '.join(anew) if anew else ''}")
+
+
+def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
