@@ -6,7 +6,6 @@ Exit status: 0 done, 1 an error, which is one sentence, 3 the training diverged,
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import traceback
 from typing import Any
@@ -107,13 +106,15 @@ def _say_what_is_unused(config: dict[str, Any]) -> None:
 def main() -> None:
     """The command ``sam-repro``; errors of the user's are one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
-    with command("sam_repro", "stopped; the same command (without rerun=true) resumes after the last finished epoch."):
+    with command("sam_repro", "the same command (without rerun=true) resumes after the last finished epoch"):
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
         sys.argv[1:] = engines.with_engines(sys.argv[1:])
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = spread(sys.argv[1:])
         if world.count() == 1 and not engines.asked_for(sys.argv[1:]) and (wanted := asked_for(sys.argv[1:])) > 1:
-            sys.exit(torchrun(wanted, sys.argv[1:]))
+            from .ranks import start
+
+            sys.exit(start(wanted, sys.argv[1:]))
         try:
             app()
         except Exception as error:
@@ -127,12 +128,6 @@ def asked_for(words: list[str]) -> int:
     """The number of processes that the words want; of a wrong one the configuration will say so."""
     found = [word.partition("=")[2] for word in words if word.startswith("processes=")]
     return int(found[-1]) if found and found[-1].isdecimal() else 1
-
-
-def torchrun(processes: int, words: list[str]) -> int:
-    """Start so many on this machine, with the same words; the exit status."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*command, "-m", "sam_repro", *words]).returncode
 
 
 def spread(words: list[str]) -> list[str]:

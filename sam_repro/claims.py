@@ -24,7 +24,7 @@ KEYS = {"file": "", "scale": "", "device": "", "precision": "", "runs_dir": "run
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.claims", "stopped; the same command goes on."):
+    with command("sam_repro.claims", "the same command goes on"):
         dispatch(sys.argv[1:])
 
 

@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from . import world
 from .schema import UserError
 
 
 @contextmanager
-def command(name: str, stopped: str = "stopped.") -> Iterator[None]:
-    """The whole of a command line; ``stopped`` is said where it is interrupted."""
+def command(name: str, resumes: str = "") -> Iterator[None]:
+    """The whole of a command line; where it is interrupted, ``resumes`` is said, or what the interruption itself says of it."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"\n{name}: {stopped}", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        _leave(name, "", str(error) or resumes, 130)
     except Exception as error:
         said = sentence(error)
         if said is None:
@@ -32,8 +32,23 @@ def command(name: str, stopped: str = "stopped.") -> Iterator[None]:
 
 def leave(name: str, said: str, error: Exception) -> NoReturn:
     """End the process with a sentence and the exit status of the error."""
-    print(f"{name}: {said}", file=sys.stderr)
-    sys.exit(error.exit_status if isinstance(error, UserError) else 1)
+    _leave(name, said, "", error.exit_status if isinstance(error, UserError) else 1)
+
+
+def _leave(name: str, reason: str, resumes: str, status: int) -> NoReturn:
+    """End the process with the reason, or without one as stopped; of several processes one speaks."""
+    state = "" if reason else "stopped"
+    if world.count() > 1:
+        from .ranks import last_word
+
+        found = last_word(reason)
+        if found is None:
+            sys.exit(status)
+        reason, gone = found
+        state, status = (gone, 1) if gone and not reason else (state, status)
+    said = reason or f"{state}{'; ' * bool(resumes)}{resumes}."
+    print(f"{'' if reason else chr(10)}{name}: {said}", file=sys.stderr)
+    sys.exit(status)
 
 
 def sentence(error: Exception) -> str | None:

@@ -39,7 +39,7 @@ FLAGS = ("--all", "--html")
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.tables", "stopped; the same command resumes."):
+    with command("sam_repro.tables", "the same command resumes"):
         dispatch(sys.argv[1:])
 
 
@@ -192,7 +192,7 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     _point_to_others(tables, request, todo, frames)
     failed: list[Task] = []
     if todo:
-        failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, places(request.device, jobs)).go()
+        failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, _places(todo, request, jobs)).go()
     unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
     for task in everything:
         if task.run.state == "diverged":
@@ -207,6 +207,16 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
         raise UserError(f"Measuring failed {len(unmeasured)} times, for the reasons above; the same command tries again.")
     shown = [*(table.name for table in tables), *request.words, *request.paths]
     console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
+
+
+def _places(todo: list[Task], request: Request, jobs: int) -> list[dict[str, str]]:
+    """Where the runs go on at a time; one alone has all GPUs where some have several processes each. UserError if others are asked for."""
+    several = max(task.config["processes"] for task in todo)
+    if several == 1:
+        return places(request.device, jobs)
+    if jobs > 1:
+        raise UserError(f"jobs={jobs}: these runs have {several} processes each, and all GPUs, so one goes on at a time: leave jobs= out.")
+    return [{}]
 
 
 def render(table: Table, request: Request, frames: Frames, *, page: bool = False) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,11 +155,26 @@ def test_batches_that_some_would_have_nothing_of_are_refused(monkeypatch):
         Job(compose(FEW))
 
 
-def command(*words, **more):
-    words = ["max_samples=64", "batch_size=16", "model=resnet20", *words]
+def test_a_machine_with_several_gpus_is_told_how_to_use_all(monkeypatch, capsys):
+    from sam_repro import __main__ as app
+
+    monkeypatch.setattr(app, "gpus", lambda: 4)
+    for device, count, said in (("cuda", 1, 1), ("cuda:0", 4, 0), ("cpu", 1, 0)):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        app._say_what_is_unused({"device": device})
+        found = capsys.readouterr().out
+        assert found == "This takes one GPU of 4: processes=4 takes all of them, each with a part of every batch.\n" * said
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def command(*words, start=()):
+    words = ["device=cpu", "max_samples=64", "batch_size=16", "model=resnet20", *words]
     return subprocess.Popen(
-        [sys.executable, "-m", "sam_repro", "device=cpu", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
-    )
+        [sys.executable, *start, "-m", "sam_repro", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 @pytest.mark.long
@@ -168,3 +186,83 @@ def test_the_command_starts_them_and_one_of_them_speaks(tmp_path):
         assert said.count(f"{says}: /" if says == "starts" else says) == 1
     (summary,) = tmp_path.glob("*/summary.json")
     assert json.loads(summary.read_text())["processes"] == 2
+
+
+def alive(runs_dir):
+    """The processes that train into a folder: their numbers by their ranks, that of the launcher by an empty word."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, environment = ((path / name).read_text().split("\0") for name in ("cmdline", "environ"))
+        except OSError:
+            continue
+        if f"runs_dir={runs_dir}" in words:
+            found[next((word for word in environment if word.startswith("RANK=")), "")] = int(path.name)
+    return found
+
+
+def ended(process):
+    """Exit status and words; whoever is left behind would hold the pipe."""
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def outcome(runs_dir):
+    (path,) = runs_dir.glob("*/checkpoint/last.pt")
+    rows = [json.loads(line) for line in (path.parents[1] / "metrics.jsonl").read_text().splitlines()]
+    return torch.load(path, weights_only=True)["model"], [(row["train_loss"], row["score"], row["grad_norm"]) for row in rows]
+
+
+MANY = ["epochs=12", "optimizer=layerwise"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert ended(command(*MANY, "processes=2", f"runs_dir={folder}"))[0] == 0
+    return outcome(folder)
+
+
+@pytest.mark.long
+def test_recorded_steps_are_of_one_process(tmp_path):
+    code, said = ended(command("processes=2", "graphs=true", f"runs_dir={tmp_path}"))
+    (line,) = [line for line in said.splitlines() if line.startswith("sam_repro:")]
+    assert line == "sam_repro: graphs=true does not go with this method: several processes take part in a step."
+    assert (code, "Traceback" in said) == (1, False)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the processes in /proc")
+@pytest.mark.parametrize(
+    ("who", "how", "word", "status"),
+    [
+        ("RANK=1", ["processes=2"], "Process 1 (of 0 to 1) is gone", 1),
+        ("RANK=0", ["processes=2"], "Process 0 (of 0 to 1) is gone", 1),
+        ("RANK=1", [], "Process 1 (of 0 to 1) is gone", 1),
+        ("", ["processes=2"], "stopped", 130),
+    ],
+)  # fmt: skip
+def test_one_that_dies_ends_the_training_in_a_sentence_and_it_resumes(tmp_path, uninterrupted, who, how, word, status):
+    words, start = [*MANY, *how, f"runs_dir={tmp_path}"], () if how else TORCHRUN
+    process = command(*words, start=start)
+    while not list(tmp_path.glob("*/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(alive(tmp_path)[who], signal.SIGKILL if who else signal.SIGTERM)
+    code, said = ended(process)
+    assert code == status, said
+    (run,) = (Run(tmp_path, path.parent.name) for path in tmp_path.glob("*/status.json"))
+    epoch = torch.load(run.checkpoint, weights_only=True)["epoch"] if run.checkpoint.exists() else 0
+    assert epoch < 12, "it was to be killed before its end"
+    resumes = f"(without rerun=true) resumes after epoch {epoch}" if epoch else "starts the run anew"
+    assert [line for line in said.splitlines() if line.startswith("sam_repro:")] == [f"sam_repro: {word}; the same command {resumes}."], (
+        said
+    )
+    assert ("Traceback" in said) == (not how), "torchrun's own is below our sentence"
+    assert run.state == "stopped"
+    assert alive(tmp_path) == {}
+
+    assert ended(command(*words, start=start))[0] == 0
+    weights, rows = outcome(tmp_path)
+    assert rows == uninterrupted[1]
+    assert apart(weights, uninterrupted[0]) == 0

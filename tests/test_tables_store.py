@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from own_tables import ROOT, declare, lines_of, put, sheet_of, time_steps
@@ -206,6 +207,24 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     assert "still to be measured: 1." in shown  # the cost of SAM; nothing of what diverges
     archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
     assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
+
+
+def test_a_table_of_several_processes_a_run_starts_them(tmp_path):
+    """At the scale that says so; one such run at a time has all GPUs."""
+    content = "run: dataset=digits train_fraction=0.05 epochs=1\nscales: {paper: {run: processes=2, note: two GPUs}}\n"
+    content += "rows: {a: {run: optimizer=sgd}}"
+    words = ["own/t", f"experiments={declare(tmp_path / 'experiments', content)}", "device=cpu", "seeds=0"]
+    with pytest.raises(UserError, match="jobs=2: these runs have 2 processes each, and all GPUs, so one goes on at a time"):
+        dispatch(["run", *words, "jobs=2", f"runs_dir={tmp_path / 'runs'}"])
+    process = command("run", *words, cwd=tmp_path)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, out + err
+    (run,) = [Run(tmp_path / "runs", path.parent.name) for path in (tmp_path / "runs").glob("*/summary.json")]
+    assert run.summary["processes"] == 2
+    table, request = load(tmp_path / "experiments", "own/t"), Request(device="cpu", seeds=(0,))
+    ids = [tasks([table], replace(request, scale=scale), Frames("none", "none"))[0].run.id for scale in ("paper", "small")]
+    assert ids[0] == run.id
+    assert ids[1] == identity({**compose([*"dataset=digits train_fraction=0.05 epochs=1 scale=small optimizer=sgd".split(), "device=cpu"])})
 
 
 def test_a_run_that_another_command_began_at_the_same_moment_is_no_failure(tmp_path, methods, monkeypatch, capsys):

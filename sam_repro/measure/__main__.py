@@ -42,7 +42,7 @@ USAGE = """python -m sam_repro.measure COMMAND run=ID [key=value ...]
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.measure", "stopped; nothing was written."):
+    with command("sam_repro.measure", "nothing was written"):
         run(sys.argv[1:])
 
 

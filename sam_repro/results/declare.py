@@ -47,7 +47,7 @@ class Printed:
 
 @dataclass(frozen=True)
 class Substitute:
-    """What a cell runs at a reduced scale in place of the paper's model, and why."""
+    """What a cell runs besides at a scale, as another model than the paper's at a reduced one, and why."""
 
     words: Words
     note: str

@@ -33,7 +33,7 @@ def train(config: Config, run: Run) -> Row:
     Raises UserError where the configuration does not fit the data or the model, and Diverged where something is no longer finite.
     """
     gc.collect()  # the job before this one in a sweep: its schedule and its optimizer refer to each other
-    with backends(config), together(config["device"]):
+    with backends(config), together(config["device"], run.checkpoint):
         return _trained(_begun(config, run), run)
 
 

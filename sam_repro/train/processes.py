@@ -11,20 +11,21 @@ import atexit
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from .. import world
-from ..schema import UserError
+from ..ranks import undisturbed
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has terminated", "Socket closed")
 
 
 @contextmanager
-def together(device: str) -> Iterator[None]:
-    """The processes know each other from here on; UserError where one of them is gone.
+def together(device: str, checkpoint: Path) -> Iterator[None]:
+    """The processes know each other from here on; where one of them is gone, an interruption that says what the checkpoint holds.
 
     They stay together for the trainings to come, as in a sweep: a group that forms anew could find what is left of the old one.
     """
@@ -37,12 +38,20 @@ def together(device: str) -> Iterator[None]:
             atexit.register(distributed.destroy_process_group)
         yield
         distributed.barrier()  # what process 0 writes at the end is there for all of them
-    except RuntimeError as error:
-        if not isinstance(error, distributed.DistError) and not any(sign in str(error) for sign in LOST):
+    except (RuntimeError, KeyboardInterrupt) as error:
+        known = isinstance(error, (distributed.DistError, KeyboardInterrupt)) or any(sign in str(error) for sign in LOST)
+        if not known:
             raise
-        raise UserError(
-            "Another process of this training has ended, so it cannot go on: the same command resumes after the last finished epoch."
-        ) from error
+        undisturbed()
+        # Whether one is gone, or torchrun was told to stop, is found out when the command ends.
+        raise KeyboardInterrupt(_resumes(checkpoint)) from None
+
+
+def _resumes(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "the same command starts the run anew"
+    epoch = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["epoch"]
+    return f"the same command (without rerun=true) resumes after epoch {epoch}"
 
 
 def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
