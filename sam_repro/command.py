@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -28,6 +29,23 @@ def command(name: str, resumes: str = "") -> Iterator[None]:
         if said is None:
             raise
         leave(name, said, error)
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until this is over: torch's writer of files takes an interruption for an error of its own."""
+    if threading.current_thread() is not threading.main_thread():  # no signals come here
+        yield
+        return
+    late: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: late.append(number)) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    if late:
+        raise KeyboardInterrupt
 
 
 def leave(name: str, said: str, error: Exception) -> NoReturn:

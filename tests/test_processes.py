@@ -155,6 +155,16 @@ def test_batches_that_some_would_have_nothing_of_are_refused(monkeypatch):
         Job(compose(FEW))
 
 
+def test_an_interruption_waits_for_the_checkpoint(tmp_path, monkeypatch):
+    from sam_repro.train.job import Job
+
+    job, path, save = Job(compose(FEW)), tmp_path / "last.pt", torch.save
+    monkeypatch.setattr(torch, "save", lambda state, file: (os.kill(os.getpid(), signal.SIGINT), save(state, file)))
+    with pytest.raises(KeyboardInterrupt):
+        job.save(path)
+    assert torch.load(path, weights_only=True)["epoch"] == 0
+
+
 def test_a_machine_with_several_gpus_is_told_how_to_use_all(monkeypatch, capsys):
     from sam_repro import __main__ as app
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .structure import Structure, norm_of
+from .structure import Structure, norm_of, own, whole
 from .where import ratio
 
 
@@ -73,7 +73,7 @@ class Direction(Between):
             finite, before = torch.isfinite(norm_of(vector)), dict(zip(self.kept, self.vector, strict=True))
             vector = [torch.where(finite, v, before.get(i, torch.zeros_like(v))) for i, v in zip(kept, vector, strict=True)]
         if self.kept == list(kept) and kept:
-            torch._foreach_copy_(self.vector, list(vector))
+            torch._foreach_copy_(own(self.vector), own(vector))
         else:
             self.kept, self.vector = list(kept), list(vector)
 
@@ -149,7 +149,7 @@ class DecayedPSF(Direction):
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """The inner product of two vectors given in parts."""
-    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
+    return torch.stack([whole(product.sum()) for product in torch._foreach_mul(a, b)]).sum()
 
 
 OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Plain, Orthogonal, DecayedPSF)}

@@ -20,7 +20,7 @@ from ..chain import Unperturbed, call
 from ..schema import UserError
 from .method import Method, Step
 from .passes import Losses, MicroBatch, Passes, size
-from .structure import Plan, Structure
+from .structure import Plan, Structure, sharded
 
 
 class Teacher:
@@ -136,6 +136,8 @@ class Mean(Teacher):
     def setup(self, model: nn.Module, plan: Plan) -> None:
         if any(isinstance(p, Unperturbed) for p in model.parameters()):
             raise UserError("The mean teacher does not go with learned step sizes, which begin at the first batch: set model.bits=0.")
+        if sharded(model.parameters()):
+            raise UserError("The mean teacher is a copy of the model, and a sharded one (FSDP2) has none: take another method than mesa.")
         self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
 
     def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
@@ -190,7 +192,7 @@ class Distillation(Method):
 
     def decide(self) -> Lesson:
         """What the teacher does in the step to come."""
-        if self.step and self.step % self.steps_per_epoch == 0 and self.passes.replica is not None:
+        if self.step and self.step % self.steps_per_epoch == 0 and self.passes.group is not None:
             self.teacher.exchange(self.step // self.steps_per_epoch - 1, self.passes)
         follows = self.step > self.followed  # the base optimizer has moved the weights since
         self.followed = self.step
@@ -198,7 +200,7 @@ class Distillation(Method):
 
     @property
     def varies(self) -> str:
-        return "several processes take part in a step" if self.passes.replica is not None else self.teacher.varies
+        return "several processes take part in a step" if self.passes.group is not None else self.teacher.varies
 
     def recorded(self, decision: Lesson) -> tuple[Hashable, Lesson]:
         return (decision.follows, decision.epoch > self.teacher.start), decision

@@ -74,6 +74,8 @@ class Gradient(Method):
         self.step = 0
         self.passes = Passes(model, same_dropout)
         self.structure = Structure(self.passes.model)
+        if scope == "replica" and self.passes.sharded:
+            raise UserError("scope=replica: of a sharded model (FSDP2) no process has a gradient of its own; use scope=batch, or msam.")
         self.when.setup(self.structure, plan)
         self.where.setup(self.structure, plan)
         self.between.setup(self.structure)
@@ -91,7 +93,7 @@ class Gradient(Method):
 
     @property
     def varies(self) -> str:
-        if self.passes.replica is not None:
+        if self.passes.group is not None:
             return "several processes take part in a step"
         if self.when.needs_gradient:
             return "a step's own gradient decides whether it makes an ascent (lag=1 decides before it)"
@@ -275,7 +277,7 @@ class Gradient(Method):
     @property
     def _one_scope(self) -> bool:
         """Whether all replicas share one perturbation; micro-batches have their own in any case."""
-        return self.scope == "batch" and self.samples.name != "micro"
+        return self.passes.sharded or (self.scope == "batch" and self.samples.name != "micro")
 
     @property
     def _needs_clean(self) -> bool:

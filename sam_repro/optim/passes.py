@@ -16,6 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..chain import Chain, call, stage_flops, tree_map
+from ..schema import UserError
+from .structure import own, sharded
 from .where import ratio
 
 Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -63,8 +65,11 @@ class Passes:
         # replicas as they are made; all others go past it.
         self.replica = model if isinstance(model, DistributedDataParallel) else None
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        # A model whose parameters are sharded (FSDP2) reduces the gradients of every pass, and runs as a whole alone.
+        self.sharded = sharded(self.model.parameters())
+        self.group = _group(self.replica, self.model)
         self.same_dropout = same_dropout
-        self.is_chain = isinstance(self.model, Chain)
+        self.is_chain = isinstance(self.model, Chain) and not self.sharded
         self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
         self._suffix: list[float] | None = None
         self.begin(None, None, 0)
@@ -102,7 +107,7 @@ class Passes:
 
         For each replica sums over its samples by taking a mean, and the wrapper then takes the mean of those.
         """
-        if weights is None or self.replica is None:
+        if weights is None or self.group is None:
             return weights
         if self._excess is None:
             samples = weights.new_full((), self.samples)
@@ -117,7 +122,22 @@ class Passes:
     def gradient(self, loss: Tensor, batch: MicroBatch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
         self.backward_units += batch.share * self.suffix(start, batch.inputs)
+        if self.sharded:
+            return self._gradient_of_shards(loss, parameters)
         return list(torch.autograd.grad(self.scaled(loss), parameters, allow_unused=True))
+
+    def _gradient_of_shards(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        """The same where the graph knows nothing of the shards: FSDP2 brings their gradients from a backward pass, into ``.grad``."""
+        everything = list(self.model.parameters())
+        before = [p.grad for p in everything]
+        for p in everything:
+            p.grad = None
+        try:
+            self.scaled(loss).backward()
+            return [p.grad for p in parameters]
+        finally:
+            for p, gradient in zip(everything, before, strict=True):
+                p.grad = gradient
 
     def backward(self, loss: Mean, batch: MicroBatch) -> None:
         """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from.
@@ -154,18 +174,19 @@ class Passes:
         Without replicas, the tensors divided by the weight.
         """
         weights = [weight] if isinstance(weight, Tensor) else []
+        if self.sharded:  # the sums are the mean already
+            return divided(sums, self._reduced(weights)[0] if weights else weight)
         means = iter(self._reduced([*(t for t in sums if t is not None), *weights]))
         result = [None if t is None else next(means) for t in sums]
         return divided(result, next(means) if weights else weight)
 
     def _reduced(self, tensors: list[Tensor]) -> list[Tensor]:
         """The mean of each over the replicas, in one message."""
-        if self.replica is None or not tensors:
+        if self.group is None or not tensors:
             return tensors
-        group = self.replica.process_group
         flat = torch.cat([t.reshape(-1) for t in tensors])
-        distributed.all_reduce(flat, group=group)
-        flat /= distributed.get_world_size(group)
+        distributed.all_reduce(flat, group=self.group)
+        flat /= distributed.get_world_size(self.group)
         parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
         means = [torch.empty_like(t) for t in tensors]  # in memory as they were, channels last or first
         torch._foreach_copy_(means, parts)
@@ -173,8 +194,8 @@ class Passes:
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over the replicas."""
-        if self.replica is not None:
-            distributed.all_reduce(tensor, group=self.replica.process_group)
+        if self.group is not None:
+            distributed.all_reduce(tensor, group=self.group)
 
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
@@ -219,6 +240,7 @@ class Masks:
 def perturbed(parameters: list[Tensor], perturbation: list[Tensor] | tuple[Tensor, ...]) -> Iterator[None]:
     """The parameters moved by ``perturbation`` in place; on leaving, also by an exception, exactly what they were."""
     with torch.no_grad():
+        parameters, perturbation = own(parameters), own(perturbation)
         weights = [torch.empty_like(p) for p in parameters]
         torch._foreach_copy_(weights, parameters)
     try:
@@ -240,6 +262,16 @@ def divided(sums: Sequence[Tensor | None], weight: Weight) -> list[Tensor | None
         return list(sums)
     means = iter(torch._foreach_mul(present, ratio(1.0, weight)))
     return [None if t is None else next(means) for t in sums]
+
+
+def _group(replica: DistributedDataParallel | None, model: nn.Module) -> Any:
+    """The processes that share a step, None where there is one; UserError where not all of them have samples of their own."""
+    if replica is not None:
+        return replica.process_group
+    shards: list[Any] = [p for p in model.parameters() if sharded([p])]
+    if any(p.device_mesh.ndim > 1 for p in shards):
+        raise UserError("A model may be sharded over one dimension of processes, as fully_shard(model) does by itself, not over more.")
+    return shards[0].device_mesh.get_group() if shards else None
 
 
 def _per_sample(found: Tensor | tuple[Tensor, Tensor], n: int) -> Losses:

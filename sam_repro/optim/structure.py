@@ -17,7 +17,13 @@ HALF = (torch.float16, torch.bfloat16)
 
 def norms_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The norm of each tensor, at least in float32: the square of a norm soon passes what half precision can hold."""
-    return torch._foreach_norm([t.float() if t.dtype in HALF else t for t in tensors])
+    return tuple(map(whole, torch._foreach_norm([t.float() if t.dtype in HALF else t for t in tensors])))
+
+
+def whole(number: Tensor) -> Tensor:
+    """A number computed of sharded tensors (DTensors), as every process then has it; others as they are."""
+    full: Any = getattr(number, "full_tensor", None)
+    return number if full is None else full()
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -79,6 +85,8 @@ class Structure:
 
         All in one operation, where a product with one number after the other would be as many as there are tensors.
         """
+        if sharded(like):
+            return [torch.ones_like(t) * per_layer[self.layer_of[index]] for index, t in zip(selected, like, strict=True)]
         counts = [0] * len(self.layers)
         for index, tensor in zip(selected, like, strict=True):
             counts[self.layer_of[index]] += tensor.numel()
@@ -92,6 +100,17 @@ class Structure:
         if numbers not in self._on_device or self._on_device[numbers].device != device:
             self._on_device[numbers] = torch.tensor(numbers, device=device)
         return self._on_device[numbers]
+
+
+def sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether each process has a part of them alone, as FSDP2 leaves a model's parameters (DTensors)."""
+    return any(hasattr(tensor, "full_tensor") for tensor in tensors)
+
+
+def own(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Of sharded tensors the part that this process has, in the same memory; others as they are."""
+    found: list[Any] = list(tensors)
+    return [t.to_local() if sharded([t]) else t for t in found]
 
 
 def dense(tensor: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from .. import data, models, optim, world
 from ..chain import call, tree_map
+from ..command import undivided
 from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
 from ..data.mixed import Mixed
@@ -235,7 +236,7 @@ class Job:
             "random_of_others": random[1:],
             **({"random_mps": torch.mps.get_rng_state()} if self.device.type == "mps" else {}),
         }
-        with replacing(path) as file:
+        with undivided(), replacing(path) as file:
             torch.save(state, file)
 
     def resume(self, path: Path) -> None:
