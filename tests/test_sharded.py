@@ -14,6 +14,8 @@ from sam_repro.chain import Chain
 from sam_repro.optim import create
 from sam_repro.schema import UserError, options
 
+pytestmark = pytest.mark.long
+
 KNOBS = {
     "vsam": {"start": 2, "N": 4, "M": 2}, "vsam_a": {"start": 2, "N": 4, "M": 2}, "saf": {"start": 0, "delay": 1}, "msam": {"m": 2},
     "layerwise": {"k": 2}, "looksam": {"k": 2}, "looklayersam": {"k": 2},
