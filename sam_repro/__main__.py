@@ -1,6 +1,6 @@
 """``python -m sam_repro [overrides]``: train, or with ``-m`` sweep.
 
-Exit status: 0 done, 1 an error, which is one sentence, 3 the training diverged, 130 stopped (Ctrl-C, SIGTERM).
+Exit status: 0 done, 1 an error, which is one sentence, 3 the training diverged, 128 + n stopped by signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
 
         dry_run(config, run)
         return
-    kept = not config["rerun"] and (run.state in ("done", "diverged") or run.checkpoint.exists())
+    kept = not config["rerun"] and (run.state in ("done", "diverged") or run.begun)
     data = check_data(run, config) if kept else None
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
@@ -82,7 +82,7 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
         raise Diverged(run.verdict)  # again the same numbers would come of it
     from .train.loop import train
 
-    verb = "resumes" if run.checkpoint.exists() and not config["rerun"] else "starts"
+    verb = "resumes" if run.begun and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")
         summary = train(config, run)

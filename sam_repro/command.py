@@ -1,19 +1,30 @@
 """How every command of ours ends: what the user can put right in one sentence.
 
-The exit status is 1 then, 3 where a training diverged, and 130 after Ctrl-C and SIGTERM.
+The exit status is 1 then, 3 where a training diverged, and 128 + n after signal n: 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
+import errno
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from . import world
 from .schema import UserError
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has ended what was at work; the message, if there is one, says where it stands."""
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @contextmanager
@@ -23,7 +34,9 @@ def command(name: str, resumes: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        _leave(name, "", str(error) or resumes, 130)
+        if isinstance(error, Stopped):
+            _leave(name, str(error), resumes, 128 + error.number)
+        _leave(name, "", str(error) or resumes, 128 + signal.SIGINT)
     except Exception as error:
         said = sentence(error)
         if said is None:
@@ -45,7 +58,7 @@ def undivided() -> Iterator[None]:
         for one, handler in before.items():
             signal.signal(one, handler)
     if late:
-        raise KeyboardInterrupt
+        signal.raise_signal(late[0])
 
 
 def leave(name: str, said: str, error: Exception) -> NoReturn:
@@ -80,6 +93,8 @@ def sentence(error: Exception) -> str | None:
         from .config import explain
 
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _full(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename or 'no file'}."
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error):
@@ -89,5 +104,14 @@ def sentence(error: Exception) -> str | None:
     return None
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+def _full(error: OSError) -> str:
+    """Which file found no room, and how much there is."""
+    path = Path(str(error.filename or ".")).absolute()
+    there = next((folder for folder in path.parents if folder.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free / 2**20
+    of = f" for {path}" if error.filename else ""
+    return f"There is no room on the disk{of}: {free:,.0f} MiB are free under {there}. Make room, and run the same command again."
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise Stopped(number)

@@ -22,7 +22,19 @@ GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for 
 # Of Hydra's own groups, those with options of ours.
 ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
 # Where a run lies and how it is watched: no part of what it is.
-OUTSIDE = ("data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "logger", "wandb")
+OUTSIDE = (
+    "data_dir",
+    "runs_dir",
+    "results_dir",
+    "workers",
+    "rerun",
+    "dry_run",
+    "norms_every",
+    "save_every",
+    "check_every",
+    "logger",
+    "wandb",
+)
 CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
 
 Config = dict[str, Any]
@@ -111,6 +123,8 @@ def _options_fit(config: Config) -> None:
         raise UserError(
             "early_stopping= goes by the score of a held-out part, never by the test set's: val_fraction=0.1 holds out a tenth."
         )
+    if config["save_every"] and config["processes"] > 1:
+        raise UserError("save_every= is for one process: several save where an epoch ends.")
     if config["init_from"]:
         found = find(config["runs_dir"], config["init_from"])
         if found.state != "done":

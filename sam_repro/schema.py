@@ -41,9 +41,10 @@ class Diverged(UserError):  # noqa: N818 (a run's state, as stopped and done are
 
     exit_status = 3
 
-    def __init__(self, message: str, epoch: int = 0, what: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, epoch: int = 0, what: Sequence[str] = (), found: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.epoch, self.what = epoch, list(what)
+        self.found = dict(found or {})  # of the step: which, its batch, and the numbers of the one before
 
 
 def options(group: str) -> list[str]:

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import platform
 import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,16 @@ MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}
 OVER = ("done", "diverged")  # states of a run that is not tried again by itself
 LAST = ("train_loss", "grad_norm", "weight_norm")  # of the last epoch in which all was finite, where the next one diverged
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
-OUTCOME = ("error", "ended", "epoch", "not_finite", "last_finite")  # of status.json: how the run came to its state
+OUTCOME = (
+    "error",
+    "ended",
+    "epoch",
+    "not_finite",
+    "last_finite",
+    "step",
+    "batch",
+    "step_before",
+)  # of status.json: how the run came to its state
 # What the files of a run must have to be whole: words, then numbers.
 SUMMARY = (
     ("dataset", "model", "optimizer", "metric", "split", "hardware", "scale"),
@@ -62,7 +72,9 @@ class Run:
     def __init__(self, runs_dir: str | Path, run_id: str) -> None:
         self.id = run_id
         self.path = Path(runs_dir) / run_id
+        self._lock: int | None = None  # the inode of the lock, while this process holds it
         self.checkpoint = self.path / "checkpoint" / "last.pt"
+        self.previous = self.path / "checkpoint" / "previous.pt"  # the one before it
         self.best = self.path / "checkpoint" / "best.pt"  # of the best score so far, where early_stopping asks for it
 
     @property
@@ -77,6 +89,11 @@ class Run:
         if state == "running" and not self.is_held():
             return "stopped"
         return "stopped" if state == "done" and not self.summary else str(state)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.checkpoint.exists() or self.previous.exists()
 
     @property
     def verdict(self) -> str:
@@ -109,6 +126,8 @@ class Run:
             rows = [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
+        if path.exists() and not rows:
+            raise self._damaged(path.name)
         if not all(_has(row, *METRICS) and isinstance(row.get("score", ""), int | float | None) for row in rows):
             raise self._damaged(path.name)
         return rows
@@ -121,9 +140,12 @@ class Run:
         kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
         try:
             with path.open(newline="") as file:
-                return [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
+                rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
+        if not rows:
+            raise self._damaged(path.name)
+        return rows
 
     def steps(self) -> list[dict[str, float]]:
         """``steps.csv``: one row a recorded step, a cell that is empty left out; empty where none were recorded."""
@@ -196,7 +218,7 @@ class Run:
             except Diverged as error:
                 rows = [row for row in self.metrics() if row["epoch"] < error.epoch]
                 last = {key: rows[-1][key] for key in LAST if key in rows[-1]} if rows else {}
-                self._say("diverged", error=str(error), epoch=error.epoch, not_finite=error.what, last_finite=last)
+                self._say("diverged", error=str(error), epoch=error.epoch, not_finite=error.what, last_finite=last, **error.found)
                 raise
             except BaseException as error:
                 if not isinstance(error, UserError):
@@ -215,18 +237,31 @@ class Run:
         writer.writeheader()
         writer.writerows(layers)
         write(self.path / "layers.csv", table.getvalue())
+        self._still_ours()
         if steps:
             write(self.path / "steps.csv", "".join(line + "\n" for line in steps))
         write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
 
-    def take_best(self) -> None:
-        """The checkpoint of the best score is the one that the run ends with. (From there the training would come to the same end.)"""
-        self.best.replace(self.checkpoint)
-
     def finish(self, summary: Row) -> None:
         """Write the summary, and that the run is done."""
+        self._still_ours()
         write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         self._say("done")
+
+    def _still_ours(self) -> None:
+        """UserError where somebody has removed the directory, or the lock, while the run is held."""
+        if self._lock is None:  # nobody holds it, as in a test of the files
+            return
+        if not (self.path / "config.yaml").exists():
+            raise UserError(f"{self.path} was removed while the run was at work: nothing of it is left, and it ends here.")
+        try:
+            same = (self.path / ".lock").stat().st_ino == self._lock
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self.path / '.lock'} was removed while the run was at work: another process may write there, so it ends here."
+            )
 
     def forget(self) -> None:
         """Remove what was computed, to begin anew. The run must be held."""
@@ -245,12 +280,19 @@ class Run:
     def _locked(self) -> Iterator[None]:
         """The lock of the directory, which ends with the process; UserError where another one has it."""
         self.path.mkdir(parents=True, exist_ok=True)
+        status = {} if (self.path / ".lock").exists() else self.status
+        if status.get("state") == "running" and status.get("host") == platform.node() and _alive(status.get("pid")):
+            raise UserError(f"Run {self.id} is running (process {status['pid']}), though its lock was removed; let it end.")
         try:
             held = FileLock(self.path / ".lock", timeout=0.5).acquire()  # another process may look for a moment whether it is held
         except Timeout as error:
             raise UserError(f"Run {self.id} is running (process {self.status.get('pid')}); let it end.") from error
         with held:
-            yield
+            self._lock = (self.path / ".lock").stat().st_ino
+            try:
+                yield
+            finally:
+                self._lock = None
 
     def _damaged(self, name: str) -> DamagedError:
         if name in MEASURED.values() or name.startswith("landscape/"):
@@ -295,9 +337,6 @@ class Watched(Run):
     def record(self, metrics: list[Row], layers: list[Row], steps: Sequence[str] = ()) -> None:
         """Process 0 does."""
 
-    def take_best(self) -> None:
-        """Process 0 does."""
-
     def finish(self, summary: Row) -> None:
         """Process 0 does."""
 
@@ -310,6 +349,19 @@ def _has(row: Any, words: Iterable[str], numbers: Iterable[str]) -> bool:
     return isinstance(row, dict) and (
         all(isinstance(row.get(key), str) for key in words) and all(isinstance(row.get(key), int | float) for key in numbers)
     )
+
+
+def _alive(pid: Any) -> bool:
+    """Whether there is such a process of this machine, other than this one."""
+    if not isinstance(pid, int) or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _mapping(content: Any) -> Row:

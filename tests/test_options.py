@@ -23,6 +23,7 @@ from sam_repro.train.averaged import Averaged
 from sam_repro.train.initial import begin_from
 from sam_repro.train.job import Job
 from sam_repro.train.loop import is_over, train_epoch
+from sam_repro.train.record import EpochRecord
 
 SMALL = ["device=cpu", "max_samples=48", "batch_size=16", "lr=0.05"]
 OPTIONS = {
@@ -129,17 +130,9 @@ def test_ema_is_what_one_computes_by_hand():
 
 def test_swa_is_the_mean_over_the_last_epochs_with_statistics_of_its_own():
     job = Job(compose([*SMALL, "optimizer=sgd", "swa=0.5", "epochs=4", "schedule=constant"]))
-
-    class Nothing:
-        def __getattr__(self, name):
-            return type(self)()
-
-        def __call__(self, *args):
-            return None
-
     ends = []
     for epoch in range(4):
-        train_epoch(job, Nothing())
+        train_epoch(job, EpochRecord(job))
         assert (job.to_score() is job.model) == (epoch < 2)
         ends.append([p.detach().clone() for p in job.model.parameters()])
     for mean, *each in zip(job.averaged.model.parameters(), *ends[2:], strict=True):

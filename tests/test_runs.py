@@ -15,6 +15,7 @@ import yaml
 
 from sam_repro import evaluate, runs
 from sam_repro.__main__ import launch
+from sam_repro.checkpoints import CHECKSUMS
 from sam_repro.config import compose, identity
 from sam_repro.schema import UserError
 from sam_repro.store import Run, all_runs, find, write
@@ -131,6 +132,7 @@ def test_a_checkpoint_of_the_first_format_resumes(tmp_path):
         key: {k: v for k, v in old["gradient"][key].items() if k in of} if of else old["gradient"][key] for key, of in parts.items()
     }
     torch.save(old, stopped.checkpoint)
+    (stopped.checkpoint.parent / CHECKSUMS).unlink()
     job = Job(stopped.config)
     job.resume(stopped.checkpoint)
     assert job.epoch == 2
@@ -215,7 +217,7 @@ def test_a_killed_process_resumes_bit_identical(tmp_path, how):
         with pytest.raises(UserError, match="is running"):
             run.remove()
         process.send_signal(how)
-    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 128 + how)
     assert run.state == "stopped"
     assert run.status["state"] == ("running" if how == signal.SIGKILL else "stopped")  # nobody was left to write it
     assert 3 <= len(run.metrics()) < 30
@@ -370,6 +372,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     run = run_here(tmp_path, "epochs=1")
     run.checkpoint.write_bytes(b"half a file")
     write(run.path / "status.json", json.dumps({**run.status, "state": "stopped"}))
+    with pytest.raises(UserError, match=r"is damaged.*rerun=true"):
+        run_here(tmp_path, "epochs=1")
+    (run.checkpoint.parent / CHECKSUMS).unlink()  # as before there were any
     with pytest.raises(UserError, match=r"cannot be read.*rerun=true"):
         run_here(tmp_path, "epochs=1")
 
@@ -443,7 +448,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, mon
     with pytest.raises(OSError, match="No space"):
         job.save(run.checkpoint)
     assert run.checkpoint.read_bytes() == before
-    assert [path.name for path in run.checkpoint.parent.iterdir()] == ["last.pt"]
+    assert [path.name for path in run.checkpoint.parent.iterdir() if path.name != CHECKSUMS] == ["last.pt"]
 
 
 def test_a_checkpoint_is_written_without_a_copy_of_it_in_memory(tmp_path):

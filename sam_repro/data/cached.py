@@ -41,11 +41,11 @@ class VectorDataset(Dataset):
 class VectorBatches(Shuffled):
     """The training set, epoch by epoch, in the order that the images would have."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` after the first ``start``."""
         device = self.split.targets.device
         generator = torch.Generator(device).manual_seed(self.sampling.seed_of(number))
-        for whole in self.sampling.cut(torch.randperm(len(self.split), generator=generator, device=device)):
+        for whole in self.sampling.cut(torch.randperm(len(self.split), generator=generator, device=device))[start:]:
             indices = self.sampling.mine(whole)
             yield Batch(self.split.inputs[indices], self.split.targets[indices], indices, len(whole))
 

@@ -149,10 +149,10 @@ class FileBatches(Shuffled):
 
     dataset: FolderDataset
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` after the first ``start``."""
         seed = self.sampling.seed_of(number)
-        whole = self.sampling.cut(torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed)))
+        whole = self.sampling.cut(torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed)))[start:]
         mine = self._reader.batches([self.sampling.mine(indices) for indices in whole], seed)
         yield from (batch._replace(whole=len(indices)) for batch, indices in zip(mine, whole, strict=True))
 

@@ -114,13 +114,15 @@ class TrainBatches:
         """Of the padded images."""
         return self.windows.untyped_storage().nbytes()
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` after the first ``start``."""
         device = self.targets.device
         generator = torch.Generator(device).manual_seed(self.sampling.seed_of(number))
-        for whole in self.sampling.cut(torch.randperm(len(self.targets), generator=generator, device=device)):
-            indices = self.sampling.mine(whole)
-            yield Batch(self.augmented(whole, generator), self.targets[indices], indices, len(whole))
+        order = self.sampling.cut(torch.randperm(len(self.targets), generator=generator, device=device))
+        for place, whole in enumerate(order):
+            indices, images = self.sampling.mine(whole), self.augmented(whole, generator)
+            if place >= start:  # of those before, the draws are made as well
+                yield Batch(images, self.targets[indices], indices, len(whole))
 
     def augmented(self, whole: Tensor, generator: torch.Generator) -> Tensor:
         """The images of this process's part of a batch, each with its own draw, which is the same whoever has the image."""

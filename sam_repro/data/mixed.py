@@ -31,9 +31,9 @@ class Mixed:
         """Of the batches as they were."""
         return self.batches.nbytes
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``; ``targets`` is the share of each class, ``(n, classes)``."""
-        for step, samples in enumerate(self.batches.epoch(number)):
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number`` after the first ``start``; ``targets`` is the share of each class, ``(n, classes)``."""
+        for step, samples in enumerate(self.batches.epoch(number, start), start):
             with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator, which is the model's
                 torch.default_generator.manual_seed(1_000_003 * self.sampling.seed_of(number) + step)
                 images, targets = self.mix(samples.inputs, samples.targets)

@@ -106,8 +106,8 @@ class Batches(Protocol):
     def nbytes(self) -> int:
         """Bytes of memory, beside the split's."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch ``number``."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of epoch ``number``, from the one after ``start`` others on: what they are does not depend on it."""
 
 
 @dataclass(frozen=True)

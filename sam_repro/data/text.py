@@ -83,12 +83,12 @@ class TextBatches(Shuffled):
 
     pad: int
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch ``number``: the texts shuffled, sorted by length within each pool, the batches shuffled again."""
         sampling = self.sampling
         generator = torch.Generator().manual_seed(sampling.seed_of(number))
         pools = torch.randperm(len(self.split), generator=generator).split(POOL * sampling.batch_size)
         made = [b for pool in pools for b in pool[self.split.lengths[pool].argsort(stable=True)].split(sampling.batch_size)]
-        for place in torch.randperm(len(made), generator=generator).tolist():
-            for whole in sampling.cut(made[place]):  # one, or none
-                yield self.split.batch(sampling.mine(whole), self.pad)._replace(whole=len(whole))
+        order = torch.randperm(len(made), generator=generator).tolist()
+        for whole in [whole for place in order for whole in sampling.cut(made[place])][start:]:  # a cut is one, or none
+            yield self.split.batch(sampling.mine(whole), self.pad)._replace(whole=len(whole))

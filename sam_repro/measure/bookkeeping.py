@@ -11,7 +11,8 @@ from ..config import compose
 from ..store import Run
 from ..tracking.console import Display
 from ..train.job import Job
-from ..train.loop import EpochRecord, train_epoch
+from ..train.loop import train_epoch
+from ..train.record import EpochRecord
 from .contestants import clock
 
 IMAGES = 50_000  # of an epoch

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from .. import data, models, optim, world
 from ..chain import call, tree_map
+from ..checkpoints import check, writing
 from ..command import undivided
 from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
@@ -23,7 +24,6 @@ from ..data.mixed import Mixed
 from ..models.sync import synchronise
 from ..optim import Report
 from ..schema import UserError
-from ..store import replacing
 from .averaged import Averaged
 from .base import base_optimizer, schedule
 from .compiled import compile_stages
@@ -87,6 +87,7 @@ class Job:
         if self.scaler.is_enabled():  # the very first step may overflow, and is none then
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         self.epoch = 0  # epochs done
+        self.kept: dict[str, Any] = {}  # what was kept beside the state that was resumed
         self._try()
         if world.rank():  # masks of its own
             torch.manual_seed(config["seed"] + 1_000_003 * world.rank())
@@ -218,13 +219,17 @@ class Job:
         """What the score is measured on: ``test`` or ``val``."""
         return "val" if self.config["val_fraction"] else "test"
 
-    def save(self, path: Path) -> None:
-        """Write all that the rest of the training depends on; process 0 does, for all."""
+    def save(self, path: Path, kept: dict[str, Any] | None = None, previous: bool = True) -> None:
+        """Write all that the rest of the training depends on, and what else is to be ``kept``; process 0 does, for all.
+
+        ``previous``: the checkpoint that lay there stays, as ``previous.pt``.
+        """
         random = of_all((torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None))
         if world.rank():
             return
         state = {
             "epoch": self.epoch,
+            "kept": kept or {},
             "model": self.model.state_dict(),
             "base": self.base.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -236,16 +241,17 @@ class Job:
             "random_of_others": random[1:],
             **({"random_mps": torch.mps.get_rng_state()} if self.device.type == "mps" else {}),
         }
-        with undivided(), replacing(path) as file:
-            torch.save(state, file)
+        with undivided(), writing(path, previous) as file:
+            torch.save(state, cast(IO[bytes], file))
 
     def resume(self, path: Path) -> None:
-        """Take up where ``save`` left off."""
+        """Take up where ``save`` left off. Raises UserError where the file is damaged."""
+        check(path)
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except Exception as error:
             raise UserError(f"{path} cannot be read ({type(error).__name__}): rerun=true starts the run anew.") from error
-        self.epoch = state["epoch"]
+        self.epoch, self.kept = state["epoch"], state.get("kept", {})
         self.model.load_state_dict(state["model"])
         for one in state["base"]["state"].values():
             if isinstance(step := one.get("step"), Tensor):  # on a device the host would wait for every tensor's, at every step

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import gc
-import math
 import platform
-import time
-from collections import Counter
-from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
 
-from ..data import Batch
+from .. import world
+from ..checkpoints import rename
+from ..console import console
 from ..fingerprint import check_data, fingerprint
-from ..optim import HostCopy, Report
 from ..provenance import versions
-from ..schema import Diverged, UserError
+from ..schema import UserError
 from ..store import Row, Run
 from ..tracking.console import Display
 from ..tracking.follow import follow
 from .backends import backends, in_force
 from .job import Config, Job
-from .processes import gathered, together, total
-from .score import METRICS, accuracy, evaluate, widest
-from .steps import WatchedSteps, earlier_lines
+from .keeper import Keeper
+from .processes import together
+from .record import EpochRecord, check_finite
+from .score import evaluate
+from .steps import earlier_lines
 
 
 def train(config: Config, run: Run) -> Row:
@@ -42,14 +40,26 @@ def _begun(config: Config, run: Run) -> Job:
     job = Job(config)
     if config["rerun"]:
         run.forget()  # not before all that the run needs is there
-    if not config["rerun"] and run.checkpoint.exists():
+    if not config["rerun"] and run.begun:
         check_data(run, config)  # once more, for it may have been downloaded just now
-        job.resume(run.checkpoint)
+        _resume(job, run)
     else:
         run.note(data=fingerprint(config["dataset"], config["data_dir"]))
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     return job
+
+
+def _resume(job: Job, run: Run) -> None:
+    """From the last checkpoint, or where that is damaged from the one before it."""
+    try:
+        job.resume(run.checkpoint)
+    except (UserError, OSError) as error:
+        if not run.previous.exists():
+            raise
+        job.resume(run.previous)
+        reason = str(error).removesuffix(": rerun=true starts the run anew.") if isinstance(error, UserError) else f"{error}"
+        console.print(f"{reason}: it goes on from the checkpoint before that, of epoch {job.epoch}.")
 
 
 def _trained(job: Job, run: Run) -> Row:
@@ -64,12 +74,15 @@ def _trained(job: Job, run: Run) -> Row:
         )
     steps = len(job.batches)
     step_lines = earlier_lines(run.path / "steps.csv", job)
+    keeper = Keeper(job, run)
 
     with follow(config, run) as show:
-        with Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
+        with keeper.listening(), Display(steps * config["epochs"], steps * job.epoch, config["epochs"]) as display:
             while not is_over(job, metrics):
                 epoch = EpochRecord(job)
-                train_epoch(job, epoch, display)
+                epoch.take(job.kept.pop("record", {}))
+                keeper.lines = len(step_lines)
+                train_epoch(job, epoch, display, keeper)
                 row, layer_rows = epoch.close()
                 scores: dict[str, float] = {}
                 if job.epoch % config["score_every"] == 0 or job.epoch == config["epochs"]:
@@ -80,14 +93,18 @@ def _trained(job: Job, run: Run) -> Row:
                 layers += layer_rows
                 step_lines += epoch.watched.lines()
                 run.record(metrics, layers, step_lines)
-                job.save(run.checkpoint)
+                job.save(run.checkpoint, {"lines": len(step_lines)})
                 if config["early_stopping"] and row["score"] is not None and _best(metrics)["epoch"] == job.epoch:
-                    job.save(run.best)
+                    job.save(run.best, previous=False)
                 display.epoch(metrics[-1], left=row["seconds"] * (config["epochs"] - job.epoch))
                 show()
+                if not is_over(job, metrics):
+                    keeper.after_epoch()
         summary = summarise(run.id, job, metrics, layers)
-        if config["early_stopping"]:
-            run.take_best()
+        if world.rank() == 0:
+            if config["early_stopping"] and run.best.exists():
+                rename(run.best, run.checkpoint)  # from which the training would come to the same end
+            run.previous.unlink(missing_ok=True)
         run.finish(summary)
     return summary
 
@@ -104,10 +121,13 @@ def _best(metrics: list[Row]) -> Row:
     return max((row for row in metrics if row["score"] is not None), key=lambda row: row["score"])
 
 
-def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -> None:
-    """One pass over the training set. Nothing in it makes the host wait for the device, but the method's own decision."""
+def train_epoch(job: Job, record: EpochRecord, display: Display | None = None, keeper: Keeper | None = None) -> None:
+    """One pass over the training set, or what ``record`` has not seen of it.
+
+    Nothing in it makes the host wait for the device, but the method's own decision.
+    """
     job.model.train()
-    for samples in job.batches.epoch(job.epoch):
+    for samples in job.batches.epoch(job.epoch, record.steps):
         record.watched.begin()
         report = job.backward(samples)
         lr = job.base.param_groups[0]["lr"]
@@ -115,144 +135,12 @@ def train_epoch(job: Job, record: EpochRecord, display: Display | None = None) -
         record.step(report, samples, lr, taken)
         if display is not None and display.live:
             record.show(display)
+        record.check()
+        if keeper is not None:
+            keeper.after_step(record)
     job.epoch += 1
     if job.averaged:
         job.averaged.after_epoch(job.model, job.epoch / job.config["epochs"])
-
-
-class EpochRecord:
-    """The sums of an epoch, on the device until it ends."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.number = job.epoch + 1
-        self.started = time.perf_counter()
-        self.steps = self.ascents = 0
-        self.forward_units = self.backward_units = 0.0
-        self.perturbed: Counter[str] = Counter()
-        self.loss = torch.zeros((), device=job.device)
-        self.layer_norms = torch.zeros(len(job.gradient.structure.layers), device=job.device)
-        self.norm = torch.zeros((), device=job.device)
-        self.skipped = torch.zeros((), device=job.device)  # steps, under fp16
-        self.predictions: list[Tensor] = []
-        self.targets: list[Tensor] = []
-        self.whole = 0  # samples of all processes
-        self.lr = 0.0
-        self.reused: dict[str, list[Tensor]] = {}
-        self.watched = WatchedSteps(job)
-        self._shown = 0.0
-        self._on_its_way: HostCopy | None = None
-
-    def step(self, report: Report, samples: Batch, lr: float, taken: Tensor | None) -> None:
-        """Add what a step reports; the norms of one that was not taken, which overflowed, are left out."""
-        norms = report.layer_norms
-        if taken is not None:
-            norms = norms.where(taken, 0.0)
-            self.skipped += ~taken
-        self.steps += 1
-        self.ascents += report.ascended
-        self.forward_units += report.forward_units
-        self.backward_units += report.backward_units
-        self.perturbed.update(report.layers)
-        self.loss += report.loss * len(samples.targets)
-        self.layer_norms += norms
-        self.norm += norms.norm()
-        self.predictions.append(report.outputs.argmax(1))
-        self.targets.append(samples.labels)
-        self.whole += samples.whole
-        self.lr = lr
-        for name, number in report.reused.items():
-            self.reused.setdefault(name, []).append(number)
-        self.watched.add(report, samples)
-
-    @property
-    def samples(self) -> int:
-        """Seen so far, by this process."""
-        return sum(map(len, self.targets))
-
-    def show(self, display: Display) -> None:
-        """Twice a second: send for the numbers, and show those that have arrived."""
-        now = time.perf_counter()
-        if self._on_its_way is not None and self._on_its_way.ready():
-            loss, score = self._on_its_way.value().tolist()
-            done = self.steps + (self.number - 1) * len(self.job.batches)
-            display.step(self.number, done, loss, score, self.whole / (now - self.started))
-            self._on_its_way = None
-        elif self._on_its_way is None and now - self._shown > 0.5:
-            self._shown = now
-            running = accuracy(torch.cat(self.predictions), torch.cat(self.targets))  # on the device, whatever the metric
-            self._on_its_way = HostCopy(torch.stack([self.loss / self.samples, running.to(self.loss.dtype)]))
-
-    def close(self) -> tuple[Row, list[Row]]:
-        """The epoch's row of metrics (without the score) and its rows of layers.
-
-        Raises Diverged where the loss, the gradient's norm or the model is no longer finite.
-        """
-        self.job.average()
-        model = self.job.model
-        moving = [buffer for name, buffer in model.named_buffers() if name not in self.job.endless]
-        sums = [
-            total(self.loss),
-            self.norm,
-            self.skipped,
-            *(norm_of(tensors, self.loss.device) for tensors in (model.parameters(), moving)),
-        ]
-        # Waits for the device: the work is done.
-        loss, norm, skipped, weights, buffers = torch.stack([number.to(widest(self.loss.device)) for number in sums]).tolist()
-        seconds = time.perf_counter() - self.started
-        taken = self.steps - int(skipped)
-        norm = norm / taken if taken else math.nan
-        check_finite(self.number, {"loss": loss, "gradient norm": norm, "weights": weights, "buffers": buffers})
-        row = {
-            "epoch": self.number,
-            "train_loss": loss / self.whole,
-            "train_score": self._score().item(),
-            "score": None,
-            "lr": self.lr,
-            "images_per_second": self.whole / seconds,
-            "sampling_number": self.ascents,
-            "grad_norm": norm,
-            "weight_norm": weights,
-            "seconds": seconds,
-            "steps": self.steps,
-            "forward_units": self.forward_units,
-            "backward_units": self.backward_units,
-            **({"skipped_steps": self.steps - taken} if self.job.scaler.is_enabled() else {}),
-            **{name: finite_mean(numbers) for name, numbers in self.reused.items()},
-        }
-        names = [layer.name for layer in self.job.gradient.structure.layers]
-        norms = (self.layer_norms / taken).tolist()
-        return row, [
-            {"epoch": self.number, "layer": name, "grad_norm": norm, "perturbations": self.perturbed[name]}
-            for name, norm in zip(names, norms, strict=True)
-        ]
-
-    def _score(self) -> Tensor:
-        said, true = gathered(torch.cat(self.predictions)), gathered(torch.cat(self.targets))
-        return METRICS[self.job.dataset.metrics[0]](said, true)
-
-
-def finite_mean(numbers: list[Tensor]) -> float:
-    """Of those that are finite: under fp16 an ascent may overflow."""
-    found = torch.stack(numbers)
-    return found[found.isfinite()].mean().item()
-
-
-def norm_of(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Of all floating ones together; in float64, where there is one, it overflows for no finite float32."""
-    norms = [torch.linalg.vector_norm(tensor.detach(), dtype=widest(device)) for tensor in tensors if tensor.is_floating_point()]
-    return torch.stack(norms).norm() if norms else torch.zeros((), device=device)
-
-
-def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
-    """Diverged, which names them, where numbers of an epoch are not finite."""
-    if lost := [name for name, number in numbers.items() if not math.isfinite(number)]:
-        raise Diverged(
-            f"The training diverged in epoch {epoch}: not finite any more: {', '.join(lost)}. Lower lr or the perturbation "
-            "(rho, r), warm up (schedule.warmup=1), or clip the gradient (clip=1).",
-            epoch,
-            lost,
-        )
 
 
 def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> Row:

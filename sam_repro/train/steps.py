@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..data import Batch
 from ..optim import Report
+from ..schema import UserError
 from .processes import total
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ class WatchedSteps:
         self.numbers.append(torch.cat([torch.stack([number.to(norms.dtype) for number in first]), norms]))
         self.rates.append((self.gradient.step - 1, watched.sampling_rate if watched else None))
 
+    def state(self) -> dict[str, Any]:
+        """To go on from."""
+        return {"rates": self.rates, "numbers": self.numbers}
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.rates, self.numbers = state["rates"], state["numbers"]
+
     def lines(self) -> list[str]:
         """The epoch's lines of the file; waits for the device."""
         if not self.numbers:
@@ -66,10 +75,19 @@ class WatchedSteps:
 def earlier_lines(path: Path, job: Job) -> list[str]:
     """The lines of the finished epochs, after that of the columns' names; none where nobody ever asked for any."""
     lines = path.read_text().splitlines() if path.exists() else []
-    if not lines and not job.config["norms_every"]:
+    if not lines and not job.config["norms_every"] and not job.kept.get("lines"):
         return []
-    names = [f"grad_norm.{layer.name}" for layer in job.gradient.structure.layers]
-    return [",".join([*COLUMNS, *names]), *(line for line in lines[1:] if int(line.split(",")[1]) <= job.epoch)]
+    columns = [*COLUMNS, *(f"grad_norm.{layer.name}" for layer in job.gradient.structure.layers)]
+    kept = [line for line in lines[1:] if _epoch(line, len(columns)) <= job.epoch]
+    if any(_epoch(line, len(columns)) == math.inf for line in lines[1:-1]) or len(kept) + 1 < job.kept.get("lines", 0):
+        raise UserError(f"{path} is damaged: rerun=true starts the run anew.")
+    return [",".join(columns), *kept]
+
+
+def _epoch(line: str, columns: int) -> float:
+    """That a line is of; infinite where it is none, as the last one of a process that was killed."""
+    cells = line.split(",")
+    return int(cells[1]) if len(cells) == columns and cells[1].isdecimal() else math.inf
 
 
 def _line(*cells: float | None) -> str:
