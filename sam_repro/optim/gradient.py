@@ -221,14 +221,14 @@ class Gradient(Method):
                     state, descending = self._chosen(batch, first)
                 first.masks.replay()
                 more_to_come = not last or batch is not group[-1]
-                with passes.unsummed(more_to_come), self._statistics():  # also where a backward pass computes anew
+                with passes.unsummed(more_to_come), self._buffers(start):  # also where a backward pass computes anew
                     losses, _ = passes.losses(state, descending, start, last=True)
                     passes.backward(losses.mean().times(batch.share), descending)
 
     def _chosen(self, batch: MicroBatch, first: _First) -> tuple[Any, MicroBatch]:
         """The samples that descend, by how their losses rise from w to w + eps."""
         first.masks.replay()
-        with torch.no_grad(), self._statistics():
+        with torch.no_grad(), self._buffers():
             losses, _ = self.passes.losses(batch.inputs, batch, 0)
         places = self.samples.choose(first.losses, losses.each)
         inputs, targets = (tree_map(lambda t: t[places], tree) for tree in (batch.inputs, batch.targets))
@@ -241,7 +241,7 @@ class Gradient(Method):
 
         What comes before the first perturbed stage is the same in both: once is enough. Not for accumulated micro-batches,
         whose graphs would all have to be held at once, nor where the second pass takes other samples, nor where both
-        passes move the statistics.
+        passes move the buffers.
         """
         reuse = self.passes.is_chain and len(group) == 1 and self.bn == "clean" and not self.samples.chooses
         return self.structure.first_stage(selected) if reuse else 0
@@ -265,8 +265,8 @@ class Gradient(Method):
             perturbation = torch._foreach_mul(perturbation, self.structure.spread(step.mask, chosen, perturbation))
         return perturbed([self.structure.parameters[index] for index in chosen], perturbation)
 
-    def _statistics(self) -> AbstractContextManager[None]:
-        return self.passes.statistics_kept() if self.bn == "clean" else nullcontext()
+    def _buffers(self, start: int = 0) -> AbstractContextManager[None]:
+        return self.passes.buffers.kept(start) if self.bn == "clean" else nullcontext()
 
     @property
     def _everything(self) -> list[int]:

@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..chain import Chain, call, stage_flops, tree_map
+from .buffers import Buffers
 from .where import ratio
 
 Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -65,7 +66,7 @@ class Passes:
         self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
         self.same_dropout = same_dropout
         self.is_chain = isinstance(self.model, Chain)
-        self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
+        self.buffers = Buffers(self.model)
         self._suffix: list[float] | None = None
         self.begin(None, None, 0)
 
@@ -179,21 +180,6 @@ class Passes:
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
         return self.replica.no_sync() if self.replica is not None and more_to_come else nullcontext()
-
-    @contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """BatchNorm normalises by the batch, and its running statistics stay.
-
-        Not by a momentum of zero: 0 times an overflow is NaN, and would stay in the statistics for good.
-        """
-        moving = [module for module in self.norms if module.training]
-        for module in moving:
-            module.track_running_stats = False
-        try:
-            yield
-        finally:
-            for module in moving:
-                module.track_running_stats = True
 
 
 class Masks:

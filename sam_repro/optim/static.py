@@ -152,7 +152,7 @@ class StaticStep:
             passes.same_dropout = saving
 
     def _warmed(self, function: Callable[[], Step]) -> Step:
-        before = self._generators()
+        before, buffers = self._generators(), dict(self.method.passes.model.named_buffers())
         if self.device.type == "cuda":
             # As PyTorch wants it before a capture: not on the stream that autograd would remember.
             aside = torch.cuda.Stream(self.device)
@@ -164,6 +164,11 @@ class StaticStep:
             step = function()
         if any(not torch.equal(a, b) for a, b in zip(before, self._generators(), strict=True)):
             raise UserError("graphs=true does not go with dropout: the model draws random numbers, and a replay would draw the same ones.")
+        for name, buffer in self.method.passes.model.named_buffers():
+            if buffers.get(name) is not buffer:  # a replay would read the old one for ever
+                raise UserError(
+                    f"graphs=true does not go with this model: its forward puts a new tensor in the place of {name}; write into it."
+                )
         return step
 
     def _generators(self) -> list[Tensor]:
