@@ -1,6 +1,9 @@
 """Models and batches that are not this repository's: what a forward moves, checkpoints, takes and returns."""
 
 import copy
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 from helpers import batch, criterion, small_chain
 from taped import Tapes
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from sam_repro.chain import Chain
 from sam_repro.optim import StaticStep, UserError, create
@@ -144,3 +148,215 @@ def test_a_model_without_such_buffers_pays_nothing_for_them():
         with torch.profiler.profile() as profile, create("sam", model).passes.buffers.kept():
             model(batch()[0])
         assert "aten::_foreach_copy_" not in {event.key for event in profile.key_averages()}
+
+
+# -- what a model takes and returns ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Said:
+    logits: torch.Tensor
+    loss: torch.Tensor | None = None
+
+
+class Words(nn.Module):
+    """Takes named arguments, as the models of Hugging Face do, and returns a dataclass."""
+
+    def __init__(self, sparse=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 4, sparse=sparse, dtype=torch.float64)
+        self.linear = nn.Linear(4, 3, dtype=torch.float64)
+
+    def forward(self, input_ids, attention_mask, labels=None, flag=None, position=None):
+        embedded = self.embedding(input_ids) * attention_mask[..., None]
+        if position is not None:
+            embedded = embedded + position[..., None]
+        logits = self.linear(embedded.sum(1))
+        return Said(logits, None if labels is None else F.cross_entropy(logits, labels))
+
+
+def words():
+    ids = torch.randint(11, (8, 5), generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": (ids != 3).double(), "labels": LABELS}
+
+
+def of_logits(said, targets):
+    return criterion(said.logits, targets)
+
+
+def encoding():
+    return pytest.importorskip("transformers").BatchEncoding(words())
+
+
+CONTAINERS = {
+    "dict": words, "BatchEncoding": encoding, "UserDict": lambda: UserDict(words()), "OrderedDict": lambda: OrderedDict(words()),
+    "proxy": lambda: MappingProxyType(words()), "a bool first": lambda: {"flag": True, **words()},
+    "nothing first": lambda: {"flag": None, **words()}, "a word first": lambda: {"flag": "tanh", **words()},
+    "a number first": lambda: {"flag": torch.tensor(3.0), **words()},
+    "one row for all": lambda: {**words(), "position": torch.arange(5.0)[None]},
+}  # fmt: skip
+
+
+def by_part(model, parts, rho=0.05):
+    """mSAM's gradient: the mean of those of equal parts."""
+    each = [reference(model, lambda m, part=part: part(m), rho) for part in parts]
+    return [torch.stack(column).mean(0) for column in zip(*each, strict=True)]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_any_mapping_is_the_arguments_of_the_model(kind):
+    model, inputs = Words(), CONTAINERS[kind]()
+    report = create("sam", model).backward(inputs, LABELS, of_logits)
+    assert apart(model, reference(Words(), lambda m: of_logits(m(**inputs), LABELS).mean())) < 1e-15
+    assert type(report.outputs) is Said
+    assert not report.outputs.logits.requires_grad
+    assert not report.outputs.loss.requires_grad
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_any_mapping_is_split_and_what_it_became_is_joined(kind):
+    """With it the mean loss that the model returns, a number of each micro-batch."""
+    model, inputs = Words(), CONTAINERS[kind]()
+
+    def part(start):
+        rows = {k: v[start : start + 4] if isinstance(v, torch.Tensor) and v.ndim and len(v) == 8 else v for k, v in inputs.items()}
+        return lambda m: of_logits(m(**rows), LABELS[start : start + 4]).mean()
+
+    report = create("msam", model, m=2, rho=0.05).backward(
+        inputs, UserDict(labels=LABELS), lambda said, targets: of_logits(said, targets["labels"])
+    )
+    assert apart(model, by_part(Words(), [part(0), part(4)])) < 1e-15
+    expected = Words()(**inputs)
+    assert torch.allclose(report.outputs.logits, expected.logits)
+    assert torch.allclose(report.outputs.loss, expected.loss)
+
+
+def test_a_model_that_takes_one_argument_of_another_kind_gets_it():
+    class Sized(nn.Linear):
+        def forward(self, said):
+            return super().forward(said.logits)
+
+    model = Sized(4, 3).double()
+    create("msam", model, m=2, rho=0.05).backward(Said(IMAGES[:, :, 0, 0]), LABELS, criterion)
+    twin = nn.Linear(4, 3).double()
+    twin.load_state_dict(model.state_dict())
+    create("msam", twin, m=2).backward(IMAGES[:, :, 0, 0], LABELS, criterion)
+    assert apart(model, [p.grad for p in twin.parameters()]) == 0
+
+
+def test_inputs_without_samples_or_with_too_few_are_refused():
+    with pytest.raises(UserError, match="The inputs hold no tensor with a dimension of samples: they are dict"):
+        create("sam", Words()).backward({"flag": True}, LABELS, of_logits)
+    with pytest.raises(UserError, match=r"A tensor of shape \(7, 3\) does not have the 8 samples of its batch along dimension 0"):
+        create("msam", Words(), m=2).backward({**words(), "flag": torch.zeros(7, 3)}, LABELS, of_logits)
+    with pytest.raises(UserError, match="not in a Said, which may change"):
+        StaticStep(create("sam", Words())).backward({**words(), "flag": Said(LABELS)}, LABELS, of_logits)
+
+
+def gpt2(**more):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": None, "eos_token_id": None}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **more)).double()
+
+
+def next_words(said, ids):
+    return criterion(said.logits[:, :-1].transpose(1, 2), ids[:, 1:]).mean(1)
+
+
+def test_a_cache_that_a_model_returns_keeps_no_graph():
+    model, ids = gpt2(), words()["input_ids"]
+    for name, knobs in (("sam", {}), ("msam", {"m": 4}), ("esam", {})):
+        layer = create(name, model, **knobs).backward({"input_ids": ids}, ids, next_words).outputs.past_key_values.layers[0]
+        assert len(layer.keys) == 8
+        assert not layer.keys.requires_grad
+        assert not layer.values.requires_grad
+
+
+def test_a_cache_that_a_model_takes_is_the_same_for_both_passes():
+    model, ids = gpt2(), words()["input_ids"]
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    inputs = {"input_ids": ids, "past_key_values": cache}
+    expected = reference(model, lambda m: next_words(m(input_ids=ids, past_key_values=copy.deepcopy(cache)), ids).mean())
+    create("sam", model).backward(inputs, ids, next_words)
+    assert cache.layers[0].keys.shape[2] == 5
+    assert apart(model, expected) < 1e-14
+
+
+class Recurrent(nn.Module):
+    def __init__(self, batch_first=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gru, self.linear = nn.GRU(4, 5, batch_first=batch_first, dtype=torch.float64), nn.Linear(5, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.linear(self.gru(x)[1][-1])
+
+
+SEQUENCES = torch.randn(8, 6, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+LENGTHS = torch.tensor([6, 1, 5, 4, 3, 5, 2, 1])
+
+
+def packed(places=slice(None)):
+    return pack_padded_sequence(SEQUENCES[places], LENGTHS[places], batch_first=True, enforce_sorted=False)
+
+
+def loss_of(inputs, targets):
+    return lambda model: criterion(model(inputs), targets).mean()
+
+
+def test_packed_sequences_are_taken_and_split():
+    model = Recurrent()
+    create("sam", model).backward(packed(), LABELS, criterion)
+    assert apart(model, reference(Recurrent(), loss_of(packed(), LABELS))) < 1e-15
+    parts = [loss_of(packed(places), LABELS[places]) for places in (slice(0, 4), slice(4, 8))]
+    for inputs in (packed(), (packed(),), {"x": packed()}):
+        model = Recurrent()
+        create("msam", model, m=2, rho=0.05).backward(inputs, LABELS, criterion)
+        assert apart(model, by_part(Recurrent(), parts)) < 1e-15
+    create("esam", model, gamma=0.5).backward(packed(), LABELS, criterion)
+    with pytest.raises(UserError, match="not in a PackedSequence"):
+        StaticStep(create("sam", model)).backward(packed(), LABELS, criterion)
+
+
+def test_samples_may_lie_along_another_dimension():
+    flipped = SEQUENCES.transpose(0, 1)
+    for name, knobs in (("sam", {}), ("msam", {"m": 3}), ("esam", {}), ("layerwise", {"k": 1})):
+        model, other = Recurrent(), Recurrent(batch_first=True)
+        create(name, model, **knobs).backward(flipped, LABELS, criterion, batch_dim=1)
+        create(name, other, **knobs).backward(SEQUENCES, LABELS, criterion)
+        assert apart(model, [p.grad for p in other.parameters()]) < 1e-15
+    method = create("sam", model)
+    StaticStep(method).backward(flipped, LABELS, criterion, batch_dim=1)
+    with pytest.raises(ValueError, match=r"shape \(6,\), .* not \(8,\): pass .* batch_dim= where samples are not along dimension 0"):
+        method.backward(flipped, LABELS, criterion)
+
+
+def test_losses_of_places_are_refused_with_what_is_right_and_that_is_right():
+    torch.manual_seed(0)
+    places = torch.randint(3, (8, 6, 6))
+    model = nn.Conv2d(4, 3, 1).double()
+    expected = reference(model, lambda m: F.cross_entropy(m(IMAGES), places))
+    for name in ("sgd", "sam", "msam"):
+        with pytest.raises(ValueError, match=r"not \(\d, 6, 6\): pass the mean of each sample's places, losses.flatten\(1\).mean\(1\)"):
+            create(name, model).backward(IMAGES, places, criterion)
+    create("sam", model).backward(IMAGES, places, lambda outputs, targets: criterion(outputs, targets).flatten(1).mean(1))
+    assert apart(model, expected) < 1e-15
+    places[places == 1] = -100
+
+    def of_the_others(outputs, targets):
+        number = (targets != -100).flatten(1).sum(1)
+        return criterion(outputs, targets).flatten(1).sum(1) / number.clamp(min=1), number
+
+    expected = reference(model, lambda m: F.cross_entropy(m(IMAGES), places))
+    model.zero_grad()
+    create("sam", model).backward(IMAGES, places, of_the_others)
+    assert apart(model, expected) < 1e-15
+
+
+def test_a_models_own_mean_is_refused_with_what_to_do():
+    for name, knobs in (("sam", {}), ("msam", {"m": 2})):
+        with pytest.raises(ValueError, match="compute the losses from the outputs where the model itself returns a mean"):
+            create(name, Words(), **knobs).backward(words(), LABELS, lambda said, _: said.loss)

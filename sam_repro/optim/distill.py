@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..chain import Unperturbed, call
 from ..schema import UserError
+from .batches import MicroBatch
 from .method import Method, Step
-from .passes import Losses, MicroBatch, Passes, size
+from .passes import Losses, Passes
 from .structure import Plan, Structure
 
 
@@ -86,7 +87,7 @@ class Bank(Teacher):
         self.written: Tensor | None = None  # the epoch of every entry
 
     def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
-        if not isinstance(indices, Tensor) or indices.shape != (size(batch.inputs),):
+        if not isinstance(indices, Tensor) or indices.shape != (batch.samples,):
             raise UserError("saf needs the samples' places in the training set: call backward(..., indices=), one for each sample.")
         if self.bank is None or self.written is None or epoch <= self.start or epoch < self.delay:
             return None
@@ -222,7 +223,7 @@ class Distillation(Method):
                 self.passes.backward(loss.times(batch.share), batch)
             step.saw(clean.times(batch.share), outputs, batch)
         for batch, place in zip(batches, places, strict=True):
-            self.teacher.listen(place, step.outputs[batch.place][0], epoch)
+            self.teacher.listen(place, step.outputs[batch.place][0][0], epoch)
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
         step.norms = self._norms(gradients)

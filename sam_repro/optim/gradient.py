@@ -23,11 +23,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..chain import Unperturbed, tree_map
+from ..chain import Unperturbed
 from ..schema import UserError
+from .batches import MicroBatch
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Masks, MicroBatch, Passes, Weight, detached, divided, perturbed, written
+from .passes import Masks, Passes, Weight, detached, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -231,8 +232,8 @@ class Gradient(Method):
         with torch.no_grad(), self._buffers():
             losses, _ = self.passes.losses(batch.inputs, batch, 0)
         places = self.samples.choose(first.losses, losses.each)
-        inputs, targets = (tree_map(lambda t: t[places], tree) for tree in (batch.inputs, batch.targets))
-        return inputs, batch._replace(inputs=inputs, targets=targets, share=batch.share * len(places) / len(losses.each))
+        chosen = batch.take(places, len(places))
+        return chosen.inputs, chosen
 
     # -- their settings ------------------------------------------------------------------------------------------------
 
