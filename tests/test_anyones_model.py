@@ -1,6 +1,7 @@
 """Models and batches that are not this repository's: what a forward moves, checkpoints, takes and returns."""
 
 import copy
+import itertools
 from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -12,6 +13,7 @@ from helpers import batch, criterion, small_chain
 from taped import Tapes
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.checkpoint import checkpoint
 
 from sam_repro.chain import Chain
 from sam_repro.optim import StaticStep, UserError, create
@@ -241,7 +243,7 @@ def test_a_model_that_takes_one_argument_of_another_kind_gets_it():
     create("msam", model, m=2, rho=0.05).backward(Said(IMAGES[:, :, 0, 0]), LABELS, criterion)
     twin = nn.Linear(4, 3).double()
     twin.load_state_dict(model.state_dict())
-    create("msam", twin, m=2).backward(IMAGES[:, :, 0, 0], LABELS, criterion)
+    create("msam", twin, m=2, rho=0.05).backward(IMAGES[:, :, 0, 0], LABELS, criterion)
     assert apart(model, [p.grad for p in twin.parameters()]) == 0
 
 
@@ -360,3 +362,75 @@ def test_a_models_own_mean_is_refused_with_what_to_do():
     for name, knobs in (("sam", {}), ("msam", {"m": 2})):
         with pytest.raises(ValueError, match="compute the losses from the outputs where the model itself returns a mean"):
             create(name, Words(), **knobs).backward(words(), LABELS, lambda said, _: said.loss)
+
+
+# -- checkpointed activations ----------------------------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner, reentrant):
+        super().__init__()
+        self.inner, self.reentrant = inner, reentrant
+
+    def forward(self, x):
+        return self.inner(x) if self.reentrant is None else checkpoint(self.inner, x, use_reentrant=self.reentrant)
+
+
+def checkpointed_chain(reentrant):
+    return Chain(OrderedDict((name, Checkpointed(stage, reentrant)) for name, stage in small_chain(dropout=0.3).named_children()))
+
+
+def some_steps(model, name, knobs):
+    method = create(name, model, total_steps=9, **knobs)
+    base, seen = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), []
+    torch.manual_seed(5)
+    for step in range(4):
+        x, y = batch(8, seed=step)
+        parts = (x.requires_grad_(), y) if step % 2 else ([*x.requires_grad_().split(4)], [*y.split(4)])  # as reentrant checkpoints need it
+        report = method.backward(*parts, criterion)
+        seen += [report.layers, report.layer_norms.clone(), *(p.grad.clone() for p in model.parameters())]
+        base.step()
+        base.zero_grad()
+    return seen
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("sam", {}), ("layerwise", {"k": 1, "r": 0.3}), ("layerwise", {"k": 2, "r": 0.3}),
+        ("layerwise", {"k": 1, "criterion": "low", "r": 0.3}),
+        ("looksam", {"k": 2}), ("msam", {"m": 2}), ("esam", {}), ("aesam", {"lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}),
+    ],
+)  # fmt: skip
+def test_checkpointing_changes_no_gradient(name, knobs, reentrant):
+    found, expected = (some_steps(checkpointed_chain(how), name, knobs) for how in (reentrant, None))
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(found, expected, strict=True))
+
+
+def test_reentrant_checkpoints_of_a_later_day_are_refused():
+    """They would leave unperturbed what is in them: here all layers, then the second one alone."""
+    for chosen in ([0, 1, 2, 3], [1]):
+        model = nn.Sequential(*checkpointed_chain(None))
+        method = create("layerwise", model, k=len(chosen) if len(chosen) == 1 else "all")
+        if len(chosen) == 1:
+            method.where._chosen = chosen
+        method.backward(*batch(), criterion)
+        for stage in itertools.islice(model, 1, None):
+            stage.reentrant = True
+        if len(chosen) == 1:
+            method.where._chosen = chosen
+            method.where._arriving.clear()
+        with pytest.raises(UserError, match="use_reentrant=True was switched on after the first ascent: create the method anew"):
+            method.backward(*batch(), criterion)
+
+
+def test_gradients_accumulate_beside_reentrant_checkpoints():
+    model, plain = checkpointed_chain(True), checkpointed_chain(None)
+    for one in (model, plain):
+        method = create("sam", one)
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            x, y = batch(seed=seed)
+            method.backward(x.requires_grad_(), y, criterion)
+    assert apart(model, [p.grad for p in plain.parameters()]) == 0

@@ -28,7 +28,7 @@ from ..schema import UserError
 from .batches import MicroBatch
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Masks, Passes, Weight, detached, divided, perturbed, written
+from .passes import Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -198,7 +198,7 @@ class Gradient(Method):
             state = self.passes.prefix(batch, start)
             masks = Masks(self.passes.model, self.passes.same_dropout)
             before = written(state)
-            losses, outputs = self.passes.losses(detached(state) if start else state, batch, start)
+            losses, outputs = self.passes.losses(self.passes.cut(state) if start else state, batch, start)
             if written(state) != before:
                 where = f"Stage {start}" if self.passes.is_chain else "The model"
                 raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.")

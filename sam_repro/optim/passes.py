@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..chain import Chain, call, stage_flops, tensors, tree_map
 from .batches import MicroBatch, rows
 from .buffers import Buffers
+from .reentrant import Gradients
 from .where import ratio
 
 Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -59,6 +60,7 @@ class Passes:
         self.same_dropout = same_dropout
         self.is_chain = isinstance(self.model, Chain)
         self.buffers = Buffers(self.model)
+        self.gradients = Gradients(self.model)
         self._suffix: list[float] | None = None
         self.begin(None, None, 0)
 
@@ -78,6 +80,16 @@ class Passes:
             return batch.inputs
         self.forward_units += batch.share * (1.0 - self.suffix(stop, batch))
         return self.model(batch.inputs, stop=stop)
+
+    def cut(self, state: Any) -> Any:
+        """The state as the begin of another graph.
+
+        Under reentrant checkpointing, as long as there may be any, it asks for a gradient: a checkpointed stage that gets nothing
+        that does makes no graph.
+        """
+        if self.gradients.reentrant is False:
+            return detached(state)
+        return tree_map(lambda t: t.detach().requires_grad_(t.requires_grad), state)
 
     def losses(self, state: Any, batch: MicroBatch, start: int, *, last: bool = False) -> tuple[Losses, Any]:
         """The samples' losses, from the state before stage ``start``, and the outputs.
@@ -110,7 +122,7 @@ class Passes:
     def gradient(self, loss: Tensor, batch: MicroBatch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
         self.backward_units += batch.share * self.suffix(start, batch)
-        return list(torch.autograd.grad(self.scaled(loss), parameters, allow_unused=True))
+        return self.gradients(self.scaled(loss), parameters)
 
     def backward(self, loss: Mean, batch: MicroBatch) -> None:
         """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from.
@@ -238,7 +250,7 @@ def _per_sample(found: Tensor | tuple[Tensor, Tensor], n: int) -> Losses:
 def _advice(shapes: list[Any], n: int) -> str:
     """What to return instead."""
     if any(isinstance(shape, tuple) and len(shape) > 1 and shape[0] == n for shape in shapes):
-        return "the mean of each sample's places, losses.flatten(1).mean(1); where some are ignored, of the others, with their number as weight"
+        return "the mean of each sample's places, losses.flatten(1).mean(1); of those not ignored, with their number as weight"
     if shapes == [()]:
         return "reduction='none', or compute the losses from the outputs where the model itself returns a mean; the method takes the mean"
     return "reduction='none', and batch_dim= where samples are not along dimension 0; the method takes the mean"
