@@ -42,22 +42,26 @@ class Buffers:
         told, others = self.modules
         moving = [module for module in told if module.training]
         before = {m for stage in self.model[:start] for m in stage.modules()} if isinstance(self.model, Chain) and start else set()
-        spared = [(module, dict(module._buffers)) for module in moving if module in before]
-        copies = _Copies(others)
-        # At the model's own door: a wrapper in front of it has by then given all replicas the buffers of the first.
-        hook = self.model.register_forward_pre_hook(copies.take) if others else None
-        try:
-            for module, _ in spared:
+        spared = [module for module in moving if module in before]
+        copies, own = _Copies(others), [dict(module._buffers) for module in spared]
+
+        def arrived(*_: Any) -> None:
+            copies.take()
+            for module in spared:
                 module._buffers.update(self._stand_in(module))
+
+        # At the model's own door: a wrapper in front of it has by then given all replicas the buffers of the first.
+        hook = self.model.register_forward_pre_hook(arrived) if others or spared else None
+        try:
             # Not by a momentum of zero: 0 times an overflow is NaN, and would stay in the statistics for good.
             _track(moving, before, on=False)
             yield
         finally:
             _track(moving, before, on=True)
-            for module, buffers in spared:
-                module._buffers.update(buffers)
             if hook is not None:
                 hook.remove()
+            for module, buffers in zip(spared, own, strict=True):
+                module._buffers.update(buffers)
             copies.put_back()
 
     def _stand_in(self, module: nn.Module) -> dict[str, Tensor | None]:
@@ -86,8 +90,8 @@ class _Copies:
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def take(self, *_: Any) -> None:
-        """As a forward hook, for whatever arguments."""
+    def take(self) -> None:
+        """Remember what is there."""
         if not self.held:
             self.held = [dict(module._buffers) for module in self.modules]
             tensors = [t for buffers in self.held for t in buffers.values() if t is not None]

@@ -118,6 +118,8 @@ class Method:
         """Here the method's gradient alone is in ``.grad``; afterwards what was accumulated before is added, also if it fails."""
         parameters = self.structure.parameters
         kept = self.structure.gradients()
+        if self.passes.shares_gradients:
+            kept = [g if g is None else g.clone() for g in kept]
         for p in parameters:
             p.grad = None
         try:

@@ -182,8 +182,18 @@ class Passes:
             distributed.all_reduce(tensor, group=self.replica.process_group)
 
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
-        """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
-        return self.replica.no_sync() if self.replica is not None and more_to_come else nullcontext()
+        """Where further backward passes follow, the replicas' gradients are summed in the last one only.
+
+        A static graph is learned in the first pass through the wrapper, which therefore has to sum: each one does, to the same end.
+        """
+        if self.replica is None or self.replica.static_graph or not more_to_come:
+            return nullcontext()
+        return self.replica.no_sync()
+
+    @property
+    def shares_gradients(self) -> bool:
+        """Whether ``.grad`` lies in the wrapper's buckets, which its next backward pass writes to."""
+        return self.replica is not None and self.replica.gradient_as_bucket_view
 
 
 class Masks:
