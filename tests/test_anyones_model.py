@@ -434,3 +434,52 @@ def test_gradients_accumulate_beside_reentrant_checkpoints():
             x, y = batch(seed=seed)
             method.backward(x.requires_grad_(), y, criterion)
     assert apart(model, [p.grad for p in plain.parameters()]) == 0
+
+
+# -- states ----------------------------------------------------------------------------------------------------------------
+
+PLAN = {"total_steps": 10, "steps_per_epoch": 2, "dataset_size": 8}
+
+
+def recurrent(name, **knobs):
+    return create(name, Recurrent(), **PLAN, **({"k": 1} if name == "layerwise" else {}), **knobs)
+
+
+def state_of(name):
+    return recurrent(name).state_dict()
+
+
+@pytest.mark.parametrize("name", ["sgd", "sam", "looksam", "vsam", "aesam", "layerwise", "saf", "mesa"])
+def test_the_state_of_another_method_is_refused(name):
+    for other in {"sam", "sam_n", "looksam", "vsam", "saf", "mesa"} - {name}:
+        method = recurrent(name)
+        with pytest.raises(UserError, match=f"^The state is one of '{other}' and the method is '{name}': go on with '{other}', or begin"):
+            method.load_state_dict(state_of(other))
+
+
+def nameless(state):
+    return {key: value for key, value in state.items() if key not in ("method", "version")}
+
+
+def test_a_state_without_a_name_is_judged_by_its_keys():
+    """As those were that older checkpoints hold."""
+    for name in ("sam", "looksam", "vsam", "aesam", "layerwise", "esam", "saf", "mesa"):
+        recurrent(name).load_state_dict(nameless(state_of(name)))
+    older = nameless(state_of("aesam"))
+    del older["when"]["arriving"]
+    recurrent("aesam").load_state_dict(older)
+    for name, other in (("looksam", "sam"), ("sam", "looksam"), ("vsam", "aesam"), ("sam", "saf"), ("saf", "mesa"), ("mesa", "sgd")):
+        with pytest.raises(UserError, match=r"^The state is not one of .* with these parts: (when|between|teacher) does not fit; load it"):
+            recurrent(name).load_state_dict(nameless(state_of(other)))
+    with pytest.raises(UserError, match="between does not fit"):
+        recurrent("looksam", between="gradient").load_state_dict(state_of("looksam"))
+
+
+def test_a_state_of_another_model_or_a_later_version_is_refused():
+    for name in ("looksam", "mesa"):
+        method = create(name, Words(), **PLAN)
+        method.backward(words(), LABELS, of_logits)
+        with pytest.raises(UserError, match=r"^The state is one of another model: the "):
+            recurrent(name).load_state_dict(method.state_dict())
+    with pytest.raises(UserError, match="of version 2, this sam-repro reads up to 1: install a newer one"):
+        create("sam", Words()).load_state_dict({**state_of("sam"), "version": 2})

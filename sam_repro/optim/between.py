@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..schema import UserError
 from .structure import Structure, norm_of
 from .where import ratio
 
@@ -89,6 +90,10 @@ class Direction(Between):
         return {"kept": list(self.kept), "vector": list(self.vector), "age": self.age}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        parameters = self.structure.parameters
+        vector = dict(zip(state["kept"], state["vector"], strict=True))
+        if any(index >= len(parameters) or v.shape != parameters[index].shape for index, v in vector.items()):
+            raise UserError("The state is one of another model: the vector in it does not have the shapes of this one's parameters.")
         self.kept, self.age = list(state["kept"]), state["age"]
         where = [self.structure.parameters[index].device for index in self.kept]
         self.vector = [v.to(device, copy=True) for v, device in zip(state["vector"], where, strict=True)]

@@ -8,7 +8,7 @@ SAF's teacher is a bank of the logits that each sample had ``delay`` epochs ago;
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -161,7 +161,10 @@ class Mean(Teacher):
         return {"teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
+        try:
+            self.teacher.load_state_dict(state["teacher"])
+        except RuntimeError as error:
+            raise UserError("The state is one of another model: the mean teacher in it has other parameters than this one.") from error
 
 
 def _state(model: nn.Module) -> list[Tensor]:
@@ -242,10 +245,10 @@ class Distillation(Method):
     def memory(self, classes: int) -> int:
         return self.teacher.memory(self.passes.model, classes)
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts_state(self) -> dict[str, Any]:
         return {"step": self.step, "teacher": self.teacher.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_parts(self, state: Mapping[str, Any]) -> None:
         self.step, self.followed = state["step"], max(0, state["step"] - 1)
         self.teacher.load_state_dict(state["teacher"])
 

@@ -16,7 +16,7 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -322,7 +322,7 @@ class Gradient(Method):
         size = sum(p.numel() * p.element_size() for p in self.structure.parameters)
         return size * (3 + self.between.needs_clean) if self.when.name != "never" else 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts_state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "when": self.when.state_dict(),
@@ -330,7 +330,7 @@ class Gradient(Method):
             "between": self.between.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_parts(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.when.load_state_dict(state["when"])
         self.where.load_state_dict(state["where"])

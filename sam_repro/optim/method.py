@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import kept
 from .batches import MicroBatch, batches_of, joined
 from .passes import Criterion, Mean, Passes, Weight, detached, divided
 from .structure import Structure
@@ -59,6 +60,7 @@ class Step:
 class Method:
     """``backward`` takes the place of ``loss.backward()``; the step is the base optimizer's."""
 
+    name: str = ""  # as in ``conf/optimizer``
     structure: Structure
     passes: Passes
     step: int
@@ -117,9 +119,9 @@ class Method:
     def alone(self) -> Iterator[None]:
         """Here the method's gradient alone is in ``.grad``; afterwards what was accumulated before is added, also if it fails."""
         parameters = self.structure.parameters
-        kept = self.structure.gradients()
+        before = self.structure.gradients()
         if self.passes.shares_gradients:
-            kept = [g if g is None else g.clone() for g in kept]
+            before = [g if g is None else g.clone() for g in before]
         for p in parameters:
             p.grad = None
         try:
@@ -129,7 +131,7 @@ class Method:
                 p.grad = None
             raise
         finally:
-            _add(parameters, kept)
+            _add(parameters, before)
 
     # A step in its parts. What changes from step to step is decided on the host, first; from then on nothing but numbers does.
 
@@ -157,11 +159,20 @@ class Method:
         """Make the method's gradient of it, in ``.grad``, on the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on beside weights, base optimizer and random number generators."""
+        """All that the next step depends on beside weights, base optimizer and random number generators; and whose it is."""
+        return {"method": self.name, "version": kept.VERSION, **self.parts_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where ``state_dict`` left off; UserError where another method, or another model's, did."""
+        kept.check(state, self.name, self.parts_state())
+        self.load_parts(state)
+
+    def parts_state(self) -> dict[str, Any]:
+        """The step, and what each part has learned."""
         raise NotImplementedError
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where ``state_dict`` left off."""
+    def load_parts(self, state: Mapping[str, Any]) -> None:
+        """The same back, out of a state that is one of this method's."""
         raise NotImplementedError
 
     def memory(self, classes: int) -> int:
@@ -203,8 +214,8 @@ def weighted(value: Tensor, share: float) -> Tensor:
     return value if share == 1.0 else value * share
 
 
-def _add(parameters: Sequence[nn.Parameter], kept: Gradients) -> None:
+def _add(parameters: Sequence[nn.Parameter], earlier: Gradients) -> None:
     """Add the gradients that were there before."""
-    for p, before in zip(parameters, kept, strict=True):
+    for p, before in zip(parameters, earlier, strict=True):
         if before is not None:
             p.grad = before if p.grad is None else before.add_(p.grad)
