@@ -483,3 +483,95 @@ def test_a_state_of_another_model_or_a_later_version_is_refused():
             recurrent(name).load_state_dict(method.state_dict())
     with pytest.raises(UserError, match="of version 2, this sam-repro reads up to 1: install a newer one"):
         create("sam", Words()).load_state_dict({**state_of("sam"), "version": 2})
+
+
+def test_outputs_without_logits_have_no_teacher():
+    for name in ("saf", "mesa"):
+        with pytest.raises(UserError, match=r"^saf and mesa compare logits: the model is to return a tensor"):
+            create(name, nn.Linear(4, 3), **PLAN).backward(
+                torch.zeros(8, 2, 4), LABELS, lambda outputs, _: outputs.mean((1, 2)), indices=torch.arange(8)
+            )
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------------
+
+
+def steps_with_words(name, knobs, *, sparse, weighted=False):
+    model = Words(sparse)
+    method = create(name, model, **PLAN, **knobs)
+    method.watch = True
+    seen = []
+    for step in range(6):
+        inputs = words()
+        inputs["input_ids"] = inputs["input_ids"].roll(step, 0) % (11 - step)
+
+        def loss(said, targets):
+            return (of_logits(said, targets), targets + 1.0) if weighted else of_logits(said, targets)
+
+        report = method.backward(inputs, LABELS, loss, indices=torch.arange(8))
+        seen += [report.layer_norms, *(p.grad.to_dense().clone() for p in model.parameters())]
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad.to_dense()
+        if step % 2:  # the others accumulate
+            model.zero_grad()
+    return seen, model.embedding.weight
+
+
+EVERY = [
+    ("sgd", {}), ("sam", {}), ("sam_n", {"n": 2}), ("asam", {}), ("generalized_sam", {}), ("generalized_sam", {"normalize": True}),
+    ("looksam", {"k": 2}), ("layersam", {}), ("looklayersam", {"k": 2}), ("esam", {}), ("aesam", {}), ("layerwise", {"k": 1}),
+    ("vsam", {"start": 2, "N": 2, "M": 1}), ("vsam_a", {"start": 2, "N": 2, "M": 1}), ("msam", {"m": 2}),
+    ("saf", {"start": 0, "delay": 1}), ("mesa", {"start": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize(("name", "knobs"), EVERY)
+def test_sparse_gradients_are_what_dense_ones_are(name, knobs, weighted):
+    found, expected = (steps_with_words(name, knobs, sparse=sparse, weighted=weighted)[0] for sparse in (True, False))
+    assert max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True)) < 1e-13
+
+
+def test_a_gradient_stays_sparse_where_nothing_is_made_of_two():
+    for name in ("sgd", "sam", "esam", "msam"):
+        model = Words(sparse=True)
+        create(name, model, **({"m": 2} if name == "msam" else {})).backward(words(), LABELS, of_logits)
+        assert model.embedding.weight.grad.is_sparse
+    with pytest.raises(UserError, match="graphs=true does not go with sparse gradients"):
+        StaticStep(create("sam", Words(sparse=True))).backward(words(), LABELS, of_logits)
+
+
+class Complex(nn.Module):
+    """A complex matrix; or the same numbers as a real one of pairs, which is what has a gradient by the book."""
+
+    def __init__(self, real):
+        super().__init__()
+        torch.manual_seed(0)
+        pairs = torch.randn(4, 5, 2, dtype=torch.float64)
+        self.weight = nn.Parameter(pairs if real else torch.view_as_complex(pairs))
+        self.linear = nn.Linear(5, 3, dtype=torch.float64)
+
+    def forward(self, x):
+        weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        return self.linear((x.to(torch.complex128) @ weight).abs())
+
+
+@pytest.mark.parametrize(("name", "knobs"), [row for row in EVERY if row[0] != "asam"])
+def test_complex_parameters_are_pairs_of_real_ones(name, knobs):
+    """But to ASAM, whose scale |w| is that of a number."""
+    seen = []
+    for real in (False, True):
+        model = Complex(real)
+        method = create(name, model, **PLAN, **knobs)
+        method.watch = True
+        seen.append([])
+        for step in range(4):
+            report = method.backward(IMAGES[:, :, step, 0], LABELS, criterion, indices=torch.arange(8))
+            grads = [torch.view_as_real(p.grad) if p.is_complex() else p.grad for p in model.parameters()]
+            seen[-1] += [report.layer_norms, *(g.clone() for g in grads), *(w for w in report.watched or () if isinstance(w, torch.Tensor))]
+            with torch.no_grad():
+                for p in model.parameters():
+                    p -= 0.1 * p.grad
+            model.zero_grad()
+    assert max((a - b).abs().max().item() for a, b in zip(*seen, strict=True)) < 1e-13

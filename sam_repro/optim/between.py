@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
-from .structure import Structure, norm_of
+from .structure import Structure, norm_of, real
 from .where import ratio
 
 
@@ -154,7 +154,7 @@ class DecayedPSF(Direction):
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """The inner product of two vectors given in parts."""
-    return torch.stack([product.sum() for product in torch._foreach_mul(a, b)]).sum()
+    return torch.stack([product.sum() for product in torch._foreach_mul(real(a), real(b))]).sum()
 
 
 OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Plain, Orthogonal, DecayedPSF)}

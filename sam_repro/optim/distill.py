@@ -143,14 +143,14 @@ class Mean(Teacher):
         if epoch <= self.start:
             return None
         with torch.no_grad():
-            return call(self.teacher, batch.inputs), None
+            return logits_of(call(self.teacher, batch.inputs)), None
 
     def follow(self, model: nn.Module) -> None:
         # Not torch's AveragedModel, which reads a counter from the device at every step.
         pairs = [(mean, new.detach()) for mean, new in zip(_state(self.teacher), _state(model), strict=True)]
-        moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+        moving = [(mean, new) for mean, new in pairs if mean.is_floating_point() or mean.is_complex()]
         torch._foreach_lerp_([mean for mean, _ in moving], [new for _, new in moving], 1 - self.decay)
-        counts = [(mean, new) for mean, new in pairs if not mean.is_floating_point()]
+        counts = [(mean, new) for mean, new in pairs if not (mean.is_floating_point() or mean.is_complex())]
         if counts:
             torch._foreach_copy_([mean for mean, _ in counts], [new for _, new in counts])
 
@@ -165,6 +165,16 @@ class Mean(Teacher):
             self.teacher.load_state_dict(state["teacher"])
         except RuntimeError as error:
             raise UserError("The state is one of another model: the mean teacher in it has other parameters than this one.") from error
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits ``(batch, classes)`` among what a model returned: all of it, or what it calls so."""
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError(
+            "saf and mesa compare logits: the model is to return a tensor (batch, classes), or an object that has one as .logits."
+        )
+    return logits
 
 
 def _state(model: nn.Module) -> list[Tensor]:
@@ -221,12 +231,12 @@ class Distillation(Method):
                 clean = losses.mean()
                 loss = clean
                 if said is not None:
-                    loss = clean._replace(value=clean.value + self._trajectory(outputs, losses.weights, *said))
+                    loss = clean._replace(value=clean.value + self._trajectory(logits_of(outputs), losses.weights, *said))
                     self.passes.forward_units += batch.share * self.teacher.forward_units
                 self.passes.backward(loss.times(batch.share), batch)
             step.saw(clean.times(batch.share), outputs, batch)
         for batch, place in zip(batches, places, strict=True):
-            self.teacher.listen(place, step.outputs[batch.place][0][0], epoch)
+            self.teacher.listen(place, logits_of(step.outputs[batch.place][0][0]), epoch)
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
         step.norms = self._norms(gradients)

@@ -28,7 +28,7 @@ from ..schema import UserError
 from .batches import MicroBatch
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Masks, Passes, Weight, divided, perturbed, written
+from .passes import Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -115,6 +115,8 @@ class Gradient(Method):
             self._ascend(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
+        if self._needs_clean:  # and what is made of both gradients, or of what was remembered, has all rows of a sparse one
+            self.structure.densify()
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
         step.norms = self._norms(gradients)
@@ -197,11 +199,7 @@ class Gradient(Method):
         for batch in group:
             state = self.passes.prefix(batch, start)
             masks = Masks(self.passes.model, self.passes.same_dropout)
-            before = written(state)
-            losses, outputs = self.passes.losses(self.passes.cut(state) if start else state, batch, start)
-            if written(state) != before:
-                where = f"Stage {start}" if self.passes.is_chain else "The model"
-                raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.")
+            losses, outputs = self._first_losses(state, batch, start)
             loss = losses.mean()
             part = loss.times(batch.share / in_group)
             ascent = _sum(ascent, self.passes.gradient(part.value, batch, start, parameters))
@@ -209,6 +207,21 @@ class Gradient(Method):
             step.saw(loss.times(batch.share), outputs, batch)
             firsts.append(_First(state, masks, losses.each.detach()))
         return ascent, weight, firsts
+
+    def _first_losses(self, state: Any, batch: MicroBatch, start: int) -> tuple[Losses, Any]:
+        """Those at w, from the state before stage ``start``, which the second pass needs as it is."""
+        before = written(state)
+        try:
+            losses, outputs = self.passes.losses(self.passes.cut(state) if start else state, batch, start)
+            overwritten = written(state) != before
+        except RuntimeError as error:
+            if not start or "a leaf Variable that requires grad is being used in an in-place operation" not in str(error):
+                raise
+            overwritten = True  # autograd was the first to see it
+        if overwritten:
+            where = f"Stage {start}" if self.passes.is_chain else "The model"
+            raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.") from None
+        return losses, outputs
 
     def _second_pass(
         self, group: Sequence[MicroBatch], firsts: list[_First], step: Step, ascent: Gradients, start: int, *, last: bool

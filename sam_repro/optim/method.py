@@ -218,4 +218,7 @@ def _add(parameters: Sequence[nn.Parameter], earlier: Gradients) -> None:
     """Add the gradients that were there before."""
     for p, before in zip(parameters, earlier, strict=True):
         if before is not None:
-            p.grad = before if p.grad is None else before.add_(p.grad)
+            if p.grad is None or not before.is_sparse or p.grad.is_sparse:
+                p.grad = before if p.grad is None else before.add_(p.grad)
+            else:
+                p.grad.add_(before)

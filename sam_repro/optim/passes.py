@@ -19,6 +19,7 @@ from ..chain import Chain, call, stage_flops, tensors, tree_map
 from .batches import MicroBatch, rows
 from .buffers import Buffers
 from .reentrant import Gradients
+from .structure import real
 from .where import ratio
 
 Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
@@ -168,12 +169,13 @@ class Passes:
         if self.replica is None or not tensors:
             return tensors
         group = self.replica.process_group
-        flat = torch.cat([t.reshape(-1) for t in tensors])
+        as_real = real(tensors)
+        flat = torch.cat([t.reshape(-1) for t in as_real])
         distributed.all_reduce(flat, group=group)
         flat /= distributed.get_world_size(group)
-        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in as_real]), as_real, strict=True)]
         means = [torch.empty_like(t) for t in tensors]  # in memory as they were, channels last or first
-        torch._foreach_copy_(means, parts)
+        torch._foreach_copy_(real(means), parts)
         return means
 
     def add_up(self, tensor: Tensor) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schema import UserError
+from .structure import dense_of
 
 LATE = (
     "Activation checkpointing with use_reentrant=True was switched on after the first ascent: create the method anew, or checkpoint with "
@@ -39,15 +40,17 @@ class Gradients:
         self.reentrant: bool | None = None  # not known
 
     def __call__(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """Tensor by tensor; None of one that the loss does not depend on.
+        """Tensor by tensor, dense; None of one that the loss does not depend on.
 
         Raises:
             UserError: the checkpointing began later.
         """
         if self.reentrant is None:
             self.reentrant = checkpoints(loss)
-        if self.reentrant:
-            return self._by_backward(loss, parameters)
+        found = self._by_backward(loss, parameters) if self.reentrant else self._by_grad(loss, parameters)
+        return [g if g is None else dense_of(g) for g in found]
+
+    def _by_grad(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         try:
             found: list[Tensor | None] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
         except RuntimeError as error:

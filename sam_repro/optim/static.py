@@ -169,6 +169,8 @@ class StaticStep:
             step = function()
         if any(not torch.equal(a, b) for a, b in zip(before, self._generators(), strict=True)):
             raise UserError("graphs=true does not go with dropout: the model draws random numbers, and a replay would draw the same ones.")
+        if any(p.grad is not None and p.grad.is_sparse for p in self.method.structure.parameters):
+            raise UserError("graphs=true does not go with sparse gradients, whose sizes differ from step to step: set sparse=False.")
         for name, buffer in self.method.passes.model.named_buffers():
             if buffers.get(name) is not buffer:  # a replay would read the old one for ever
                 raise UserError(
