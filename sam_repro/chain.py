@@ -6,15 +6,19 @@ stage to another lets the engine compute what comes before once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map as pytree_map
 
 WEIGHT_BEARING = (
     nn.modules.conv._ConvNd,
@@ -151,12 +155,57 @@ def stage_flops(model: nn.Module, inputs: Any) -> list[int]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model(inputs)``: to a chain ``inputs`` is the first state, to any other model its arguments (tensor, tuple, dict)."""
+    """``model(inputs)``: to a chain ``inputs`` is the first state, to any other model its arguments (tensor, tuple, mapping).
+
+    The model gets containers of its own: what it puts into a cache of keys and values is not there in another pass.
+    """
     if isinstance(model, Chain) or isinstance(inputs, Tensor):
         return model(inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+    inputs = tree_map(lambda tensor: tensor, inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) and not isinstance(inputs, PackedSequence) else model(inputs)
 
 
-def tree_map(function: Callable[[Tensor], Any], state: Any) -> Any:
-    """Apply ``function`` to every tensor of a tensor or of nested tuples, lists, dicts and what is registered with torch."""
-    return tree_map_only(Tensor, function, state)
+def tensors(state: Any) -> list[Tensor]:
+    """Every tensor that ``tree_map`` finds."""
+    found: list[Tensor] = []
+    tree_map(found.append, state)
+    return found
+
+
+def tree_map(function: Callable[[Tensor], Any], state: Any, packed: Callable[[PackedSequence], Any] | None = None) -> Any:
+    """Apply ``function`` to every tensor of a tensor or of nested tuples, lists, mappings, what is registered with torch, and objects.
+
+    An object that holds tensors, such as a dataclass or a cache of keys and values, is copied with them. ``packed`` takes a
+    PackedSequence whole; without it, ``function`` takes its data.
+    """
+    seen: dict[int, Any] = {}
+
+    def mapped(tree: Any) -> Any:
+        return pytree_map(leaf, tree, is_leaf=lambda node: isinstance(node, PackedSequence))
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return function(value)
+        if isinstance(value, PackedSequence):
+            return packed(value) if packed else value._replace(data=function(value.data))
+        held = _held(value)
+        if held is None:
+            return {key: mapped(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+        if id(value) not in seen:
+            seen[id(value)] = made = copy.copy(value)
+            for name, item in held.items():
+                object.__setattr__(made, name, mapped(item))
+        return seen[id(value)]
+
+    return mapped(state)
+
+
+def _held(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object that may hold tensors; None of what is none."""
+    if callable(value) or isinstance(value, Enum):  # modules and types among them
+        return None
+    if hasattr(value, "__dict__"):
+        return dict(vars(value))
+    return {field.name: getattr(value, field.name) for field in fields(value)} if is_dataclass(value) else None

@@ -300,7 +300,7 @@ def test_a_batchnorm_in_evaluation_mode_stays_as_it_is():
     gradient = create("sam", model)
     gradient.backward(*batch(), criterion)
     assert distance(before.values(), dict(model.named_buffers()).values()) == 0
-    assert all(m.track_running_stats for m in gradient.passes.norms)
+    assert all(m.track_running_stats for m in gradient.passes.buffers.modules[0])
 
 
 def test_both_passes_draw_the_same_dropout_mask():
@@ -350,7 +350,7 @@ def test_an_exception_in_the_second_pass_leaves_everything_as_it_was(name, knobs
     assert distance(before, model.parameters()) == 0
     assert torch.equal(model[3][2].weight.grad, torch.ones_like(model[3][2].weight))
     assert model[0][0].weight.grad is None
-    assert all(m.track_running_stats for m in gradient.passes.norms)
+    assert all(m.track_running_stats for m in gradient.passes.buffers.modules[0])
     assert gradient.step == 0
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..chain import call
-from ..optim.passes import Masks, size
+from ..optim.batches import size
+from ..optim.passes import Masks
 from ..schema import UserError
 
 Loss = Callable[[Any, Any], Tensor]

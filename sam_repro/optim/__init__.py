@@ -97,6 +97,12 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
 
 def build(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Method:
     """The method of resolved settings; UserError where they do not fit the model."""
+    method = _built(settings, model, plan)
+    method.name = settings.get("name", "")
+    return method
+
+
+def _built(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Method:
     if "teacher" in settings:
         values = dict(settings["teacher"])
         return Distillation(model, distill.OPTIONS[values.pop("name")](**values), plan=plan)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .structure import Structure, norm_of, own, whole
+from ..schema import UserError
+from .structure import Structure, norm_of, own, real, whole
 from .where import ratio
 
 
@@ -89,6 +90,10 @@ class Direction(Between):
         return {"kept": list(self.kept), "vector": list(self.vector), "age": self.age}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        parameters = self.structure.parameters
+        vector = dict(zip(state["kept"], state["vector"], strict=True))
+        if any(index >= len(parameters) or v.shape != parameters[index].shape for index, v in vector.items()):
+            raise UserError("The state is one of another model: the vector in it does not have the shapes of this one's parameters.")
         self.kept, self.age = list(state["kept"]), state["age"]
         where = [self.structure.parameters[index].device for index in self.kept]
         self.vector = [v.to(device, copy=True) for v, device in zip(state["vector"], where, strict=True)]
@@ -149,7 +154,7 @@ class DecayedPSF(Direction):
 
 def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
     """The inner product of two vectors given in parts."""
-    return torch.stack([whole(product.sum()) for product in torch._foreach_mul(a, b)]).sum()
+    return torch.stack([whole(product.sum()) for product in torch._foreach_mul(real(a), real(b))]).sum()
 
 
 OPTIONS: dict[str, type[Between]] = {option.name: option for option in (Plain, Orthogonal, DecayedPSF)}

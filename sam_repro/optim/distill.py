@@ -8,7 +8,7 @@ SAF's teacher is a bank of the logits that each sample had ``delay`` epochs ago;
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..chain import Unperturbed, call
 from ..schema import UserError
+from .batches import MicroBatch
 from .method import Method, Step
-from .passes import Losses, MicroBatch, Passes, size
+from .passes import Losses, Passes
 from .structure import Plan, Structure, sharded
 
 
@@ -86,7 +87,7 @@ class Bank(Teacher):
         self.written: Tensor | None = None  # the epoch of every entry
 
     def logits(self, batch: MicroBatch, indices: Tensor | None, epoch: int) -> tuple[Tensor, Tensor | None] | None:
-        if not isinstance(indices, Tensor) or indices.shape != (size(batch.inputs),):
+        if not isinstance(indices, Tensor) or indices.shape != (batch.samples,):
             raise UserError("saf needs the samples' places in the training set: call backward(..., indices=), one for each sample.")
         if self.bank is None or self.written is None or epoch <= self.start or epoch < self.delay:
             return None
@@ -144,14 +145,14 @@ class Mean(Teacher):
         if epoch <= self.start:
             return None
         with torch.no_grad():
-            return call(self.teacher, batch.inputs), None
+            return logits_of(call(self.teacher, batch.inputs)), None
 
     def follow(self, model: nn.Module) -> None:
         # Not torch's AveragedModel, which reads a counter from the device at every step.
         pairs = [(mean, new.detach()) for mean, new in zip(_state(self.teacher), _state(model), strict=True)]
-        moving = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+        moving = [(mean, new) for mean, new in pairs if mean.is_floating_point() or mean.is_complex()]
         torch._foreach_lerp_([mean for mean, _ in moving], [new for _, new in moving], 1 - self.decay)
-        counts = [(mean, new) for mean, new in pairs if not mean.is_floating_point()]
+        counts = [(mean, new) for mean, new in pairs if not (mean.is_floating_point() or mean.is_complex())]
         if counts:
             torch._foreach_copy_([mean for mean, _ in counts], [new for _, new in counts])
 
@@ -162,7 +163,20 @@ class Mean(Teacher):
         return {"teacher": self.teacher.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.teacher.load_state_dict(state["teacher"])
+        try:
+            self.teacher.load_state_dict(state["teacher"])
+        except RuntimeError as error:
+            raise UserError("The state is one of another model: the mean teacher in it has other parameters than this one.") from error
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits ``(batch, classes)`` among what a model returned: all of it, or what it calls so."""
+    logits = getattr(outputs, "logits", outputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError(
+            "saf and mesa compare logits: the model is to return a tensor (batch, classes), or an object that has one as .logits."
+        )
+    return logits
 
 
 def _state(model: nn.Module) -> list[Tensor]:
@@ -219,12 +233,12 @@ class Distillation(Method):
                 clean = losses.mean()
                 loss = clean
                 if said is not None:
-                    loss = clean._replace(value=clean.value + self._trajectory(outputs, losses.weights, *said))
+                    loss = clean._replace(value=clean.value + self._trajectory(logits_of(outputs), losses.weights, *said))
                     self.passes.forward_units += batch.share * self.teacher.forward_units
                 self.passes.backward(loss.times(batch.share), batch)
             step.saw(clean.times(batch.share), outputs, batch)
         for batch, place in zip(batches, places, strict=True):
-            self.teacher.listen(place, step.outputs[batch.place][0], epoch)
+            self.teacher.listen(place, logits_of(step.outputs[batch.place][0][0]), epoch)
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
         step.norms = self._norms(gradients)
@@ -243,10 +257,10 @@ class Distillation(Method):
     def memory(self, classes: int) -> int:
         return self.teacher.memory(self.passes.model, classes)
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts_state(self) -> dict[str, Any]:
         return {"step": self.step, "teacher": self.teacher.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_parts(self, state: Mapping[str, Any]) -> None:
         self.step, self.followed = state["step"], max(0, state["step"] - 1)
         self.teacher.load_state_dict(state["teacher"])
 

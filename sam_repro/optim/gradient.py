@@ -16,18 +16,19 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..chain import Unperturbed, tree_map
+from ..chain import Unperturbed
 from ..schema import UserError
+from .batches import MicroBatch
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Masks, MicroBatch, Passes, Weight, detached, divided, perturbed, written
+from .passes import Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure
 from .watched import Watched, watched
@@ -116,6 +117,8 @@ class Gradient(Method):
             self._ascend(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
+        if self._needs_clean:  # and what is made of both gradients, or of what was remembered, has all rows of a sparse one
+            self.structure.densify()
         gradients = self.structure.gradients()
         self.passes.divide(gradients)
         step.norms = self._norms(gradients)
@@ -198,11 +201,7 @@ class Gradient(Method):
         for batch in group:
             state = self.passes.prefix(batch, start)
             masks = Masks(self.passes.model, self.passes.same_dropout)
-            before = written(state)
-            losses, outputs = self.passes.losses(detached(state) if start else state, batch, start)
-            if written(state) != before:
-                where = f"Stage {start}" if self.passes.is_chain else "The model"
-                raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.")
+            losses, outputs = self._first_losses(state, batch, start)
             loss = losses.mean()
             part = loss.times(batch.share / in_group)
             ascent = _sum(ascent, self.passes.gradient(part.value, batch, start, parameters))
@@ -210,6 +209,21 @@ class Gradient(Method):
             step.saw(loss.times(batch.share), outputs, batch)
             firsts.append(_First(state, masks, losses.each.detach()))
         return ascent, weight, firsts
+
+    def _first_losses(self, state: Any, batch: MicroBatch, start: int) -> tuple[Losses, Any]:
+        """Those at w, from the state before stage ``start``, which the second pass needs as it is."""
+        before = written(state)
+        try:
+            losses, outputs = self.passes.losses(self.passes.cut(state) if start else state, batch, start)
+            overwritten = written(state) != before
+        except RuntimeError as error:
+            if not start or "a leaf Variable that requires grad is being used in an in-place operation" not in str(error):
+                raise
+            overwritten = True  # autograd was the first to see it
+        if overwritten:
+            where = f"Stage {start}" if self.passes.is_chain else "The model"
+            raise RuntimeError(f"{where} writes into its input, which the second pass needs too: make it out of place.") from None
+        return losses, outputs
 
     def _second_pass(
         self, group: Sequence[MicroBatch], firsts: list[_First], step: Step, ascent: Gradients, start: int, *, last: bool
@@ -223,18 +237,18 @@ class Gradient(Method):
                     state, descending = self._chosen(batch, first)
                 first.masks.replay()
                 more_to_come = not last or batch is not group[-1]
-                with passes.unsummed(more_to_come), self._statistics():  # also where a backward pass computes anew
+                with passes.unsummed(more_to_come), self._buffers(start):  # also where a backward pass computes anew
                     losses, _ = passes.losses(state, descending, start, last=True)
                     passes.backward(losses.mean().times(batch.share), descending)
 
     def _chosen(self, batch: MicroBatch, first: _First) -> tuple[Any, MicroBatch]:
         """The samples that descend, by how their losses rise from w to w + eps."""
         first.masks.replay()
-        with torch.no_grad(), self._statistics():
+        with torch.no_grad(), self._buffers():
             losses, _ = self.passes.losses(batch.inputs, batch, 0)
         places = self.samples.choose(first.losses, losses.each)
-        inputs, targets = (tree_map(lambda t: t[places], tree) for tree in (batch.inputs, batch.targets))
-        return inputs, batch._replace(inputs=inputs, targets=targets, share=batch.share * len(places) / len(losses.each))
+        chosen = batch.take(places, len(places))
+        return chosen.inputs, chosen
 
     # -- their settings ------------------------------------------------------------------------------------------------
 
@@ -243,7 +257,7 @@ class Gradient(Method):
 
         What comes before the first perturbed stage is the same in both: once is enough. Not for accumulated micro-batches,
         whose graphs would all have to be held at once, nor where the second pass takes other samples, nor where both
-        passes move the statistics.
+        passes move the buffers.
         """
         reuse = self.passes.is_chain and len(group) == 1 and self.bn == "clean" and not self.samples.chooses
         return self.structure.first_stage(selected) if reuse else 0
@@ -267,8 +281,8 @@ class Gradient(Method):
             perturbation = torch._foreach_mul(perturbation, self.structure.spread(step.mask, chosen, perturbation))
         return perturbed([self.structure.parameters[index] for index in chosen], perturbation)
 
-    def _statistics(self) -> AbstractContextManager[None]:
-        return self.passes.statistics_kept() if self.bn == "clean" else nullcontext()
+    def _buffers(self, start: int = 0) -> AbstractContextManager[None]:
+        return self.passes.buffers.kept(start) if self.bn == "clean" else nullcontext()
 
     @property
     def _everything(self) -> list[int]:
@@ -323,7 +337,7 @@ class Gradient(Method):
         size = sum(p.numel() * p.element_size() for p in self.structure.parameters)
         return size * (3 + self.between.needs_clean) if self.when.name != "never" else 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def parts_state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "when": self.when.state_dict(),
@@ -331,7 +345,7 @@ class Gradient(Method):
             "between": self.between.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_parts(self, state: Mapping[str, Any]) -> None:
         self.step = state["step"]
         self.when.load_state_dict(state["when"])
         self.where.load_state_dict(state["where"])

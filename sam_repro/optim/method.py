@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from .passes import Criterion, Mean, MicroBatch, Passes, Weight, detached, divided, size
+from . import kept
+from .batches import MicroBatch, batches_of, joined
+from .passes import Criterion, Mean, Passes, Weight, detached, divided
 from .structure import Structure
 from .watched import Watched
 
@@ -42,7 +43,7 @@ class Step:
     clean: Gradients = field(default_factory=list)  # of the selected parameters
     loss: Tensor | None = None  # to be divided by
     weight: Weight = 0.0  # of the samples seen
-    outputs: dict[int, list[Any]] = field(default_factory=dict)
+    outputs: dict[int, list[tuple[Any, float]]] = field(default_factory=dict)  # each with its share of the samples
     norms: Tensor = field(init=False)  # of the layers' gradient
     measured: Tensor | None = None  # for what decides about later steps
     watched: Watched | None = None
@@ -53,23 +54,28 @@ class Step:
         part = loss.value.detach()
         self.loss = part if self.loss is None else self.loss + part
         self.weight = self.weight + loss.weight
-        self.outputs.setdefault(batch.place, []).append(detached(outputs))
+        self.outputs.setdefault(batch.place, []).append((detached(outputs), batch.share))
 
 
 class Method:
     """``backward`` takes the place of ``loss.backward()``; the step is the base optimizer's."""
 
+    name: str = ""  # as in ``conf/optimizer``
     structure: Structure
     passes: Passes
     step: int
     watch: bool = False  # report how the gradients at w and at w + eps differ; changes no number of the step
 
-    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Any = None, scaler: Any = None) -> Report:
+    def backward(
+        self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Any = None, scaler: Any = None, batch_dim: int = 0
+    ) -> Report:
         """Add the method's gradient of the mean loss to ``.grad`` of the model's parameters.
 
         Args:
-            inputs: what the model takes, a tensor, tuple or dict, samples along dim 0. A list of such is a batch
-                accumulated in micro-batches: one perturbation for all of them.
+            inputs: what the model takes, samples along dim 0: a tensor, a tuple of arguments, a mapping of named ones (a
+                tokenizer's BatchEncoding too), a PackedSequence. A list of such is a batch accumulated in micro-batches: one
+                perturbation for all of them. Where samples are taken apart (msam, esam), a tensor without that dimension, or
+                with 1 there, belongs to all.
             targets: what the criterion takes; a list where ``inputs`` is one.
             criterion: ``criterion(outputs, targets)`` returns the loss of each sample, shape ``(batch,)``, or
                 ``(losses, weights)``, both ``(batch,)``: the loss of the step is then sum(weights * losses) / sum(weights)
@@ -77,6 +83,8 @@ class Method:
             indices: the samples' places in the training set, for methods that keep something for each sample; a list
                 where ``inputs`` is one.
             scaler: torch's GradScaler under fp16 autocast. ``.grad`` is then scaled: unscale, clip and step as usual.
+            batch_dim: the dimension of samples in inputs and targets, 1 for ``batch_first=False``; of tensors with fewer
+                dimensions, as class labels, it is the last. The losses are ``(batch,)`` all the same.
 
         Raises:
             ValueError: the criterion does not return one loss per sample.
@@ -89,11 +97,11 @@ class Method:
                 weights = class_weights[targets.where(targets != ignored, 0)] * (targets != ignored)
                 return losses / weights.where(weights != 0, 1), weights
         """
-        return self.take(self.decide(), inputs, targets, criterion, indices, scaler)
+        return self.take(self.decide(), inputs, targets, criterion, indices, scaler, batch_dim)
 
-    def take(self, decision: Any, inputs: Any, targets: Any, criterion: Criterion, indices: Any, scaler: Any) -> Report:
+    def take(self, decision: Any, inputs: Any, targets: Any, criterion: Criterion, indices: Any, scaler: Any, dim: int) -> Report:
         """The step that was decided; arguments as of ``backward``."""
-        batches = self.begin(inputs, targets, criterion, scaler)
+        batches = self.begin(inputs, targets, criterion, scaler, dim)
         with self.alone():
             step = self.differentiate(batches, indices, decision)
             self.hear(step)
@@ -101,17 +109,19 @@ class Method:
         self.step += 1
         return self.report(step)
 
-    def begin(self, inputs: Any, targets: Any, criterion: Criterion, scaler: Any) -> list[MicroBatch]:
+    def begin(self, inputs: Any, targets: Any, criterion: Criterion, scaler: Any, dim: int) -> list[MicroBatch]:
         """Start to count what the step costs; its batches."""
-        batches = _batches(inputs, targets)
-        self.passes.begin(criterion, scaler, sum(size(batch.inputs) for batch in batches))
+        batches = batches_of(inputs, targets, dim)
+        self.passes.begin(criterion, scaler, sum(batch.samples for batch in batches), dim)
         return batches
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Here the method's gradient alone is in ``.grad``; afterwards what was accumulated before is added, also if it fails."""
         parameters = self.structure.parameters
-        kept = self.structure.gradients()
+        before = self.structure.gradients()
+        if self.passes.shares_gradients:
+            before = [g if g is None else g.clone() for g in before]
         for p in parameters:
             p.grad = None
         try:
@@ -121,7 +131,7 @@ class Method:
                 p.grad = None
             raise
         finally:
-            _add(parameters, kept)
+            _add(parameters, before)
 
     # A step in its parts. What changes from step to step is decided on the host, first; from then on nothing but numbers does.
 
@@ -149,11 +159,20 @@ class Method:
         """Make the method's gradient of it, in ``.grad``, on the device."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on beside weights, base optimizer and random number generators."""
+        """All that the next step depends on beside weights, base optimizer and random number generators; and whose it is."""
+        return {"method": self.name, "version": kept.VERSION, **self.parts_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where ``state_dict`` left off; UserError where another method, or another model's, did."""
+        kept.check(state, self.name, self.parts_state())
+        self.load_parts(state)
+
+    def parts_state(self) -> dict[str, Any]:
+        """The step, and what each part has learned."""
         raise NotImplementedError
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where ``state_dict`` left off."""
+    def load_parts(self, state: Mapping[str, Any]) -> None:
+        """The same back, out of a state that is one of this method's."""
         raise NotImplementedError
 
     def memory(self, classes: int) -> int:
@@ -169,7 +188,7 @@ class Method:
 
     def report(self, step: Step) -> Report:
         """What to tell of the step."""
-        outputs = [parts[0] if len(parts) == 1 else _joined(parts) for parts in step.outputs.values()]
+        outputs = [joined(parts, self.passes.dim) for parts in step.outputs.values()]
         (loss,) = divided([step.loss], step.weight)
         assert loss is not None
         return Report(
@@ -190,29 +209,16 @@ class Method:
         return norms if scale is None else norms / scale
 
 
-def _batches(inputs: Any, targets: Any) -> list[MicroBatch]:
-    if not isinstance(inputs, list):
-        return [MicroBatch(inputs, targets, 1.0, 0)]
-    if not isinstance(targets, list) or len(targets) != len(inputs) or not inputs:
-        raise ValueError("A list of micro-batches needs a list of as many targets, at least one.")
-    sizes = [size(part) for part in inputs]
-    return [MicroBatch(x, y, n / sum(sizes), place) for place, (x, y, n) in enumerate(zip(inputs, targets, sizes, strict=True))]
-
-
 def weighted(value: Tensor, share: float) -> Tensor:
     """``value * share``, and ``value`` itself for the usual share of one."""
     return value if share == 1.0 else value * share
 
 
-def _joined(parts: list[Any]) -> Any:
-    """The outputs of micro-batches as those of their batch."""
-    leaves = zip(*(tree_leaves(part) for part in parts), strict=True)
-    joined = [torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in leaves]
-    return tree_unflatten(joined, tree_structure(parts[0]))
-
-
-def _add(parameters: Sequence[nn.Parameter], kept: Gradients) -> None:
+def _add(parameters: Sequence[nn.Parameter], earlier: Gradients) -> None:
     """Add the gradients that were there before."""
-    for p, before in zip(parameters, kept, strict=True):
+    for p, before in zip(parameters, earlier, strict=True):
         if before is not None:
-            p.grad = before if p.grad is None else before.add_(p.grad)
+            if p.grad is None or not before.is_sparse or p.grad.is_sparse:
+                p.grad = before if p.grad is None else before.add_(p.grad)
+            else:
+                p.grad.add_(before)

@@ -15,22 +15,16 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..chain import Chain, call, stage_flops, tree_map
+from ..chain import Chain, call, stage_flops, tensors, tree_map
 from ..schema import UserError
-from .structure import own, sharded
+from .batches import MicroBatch, rows
+from .buffers import Buffers
+from .reentrant import Gradients
+from .structure import own, real, sharded
 from .where import ratio
 
 Criterion = Callable[[Any, Any], Tensor | tuple[Tensor, Tensor]]
 Weight = Tensor | float  # of a set of samples: a number where all count alike, else 0-dim and on the device
-
-
-class MicroBatch(NamedTuple):
-    """Samples that pass the model together."""
-
-    inputs: Any
-    targets: Any
-    share: float  # of the step's samples
-    place: int  # which of the accumulated batches they are from
 
 
 class Mean(NamedTuple):
@@ -70,17 +64,18 @@ class Passes:
         self.group = _group(self.replica, self.model)
         self.same_dropout = same_dropout
         self.is_chain = isinstance(self.model, Chain) and not self.sharded
-        self.norms: list[Any] = [m for m in model.modules() if getattr(m, "track_running_stats", False)]
+        self.buffers = Buffers(self.model)
+        self.gradients = Gradients(self.model)
         self._suffix: list[float] | None = None
         self.begin(None, None, 0)
 
-    def begin(self, criterion: Criterion | None, scaler: Any, samples: int) -> None:
+    def begin(self, criterion: Criterion | None, scaler: Any, samples: int, dim: int = 0) -> None:
         """Start the count of a step on so many samples."""
         self.criterion = criterion
         self.scaler = scaler
         self.forward_units = 0.0
         self.backward_units = 0.0
-        self.samples = samples
+        self.samples, self.dim = samples, dim  # how many, and along which dimension of the inputs
         self._excess: Tensor | None = None  # this replica's samples over the mean of all replicas'
         self.weight: Weight = 0.0  # that ``.grad`` is still to be divided by
 
@@ -88,8 +83,18 @@ class Passes:
         """The state before stage ``stop``, with its graph."""
         if stop == 0:
             return batch.inputs
-        self.forward_units += batch.share * (1.0 - self.suffix(stop, batch.inputs))
+        self.forward_units += batch.share * (1.0 - self.suffix(stop, batch))
         return self.model(batch.inputs, stop=stop)
+
+    def cut(self, state: Any) -> Any:
+        """The state as the begin of another graph.
+
+        Under reentrant checkpointing, as long as there may be any, it asks for a gradient: a checkpointed stage that gets nothing
+        that does makes no graph.
+        """
+        if self.gradients.reentrant is False:
+            return detached(state)
+        return tree_map(lambda t: t.detach().requires_grad_(t.requires_grad), state)
 
     def losses(self, state: Any, batch: MicroBatch, start: int, *, last: bool = False) -> tuple[Losses, Any]:
         """The samples' losses, from the state before stage ``start``, and the outputs.
@@ -97,9 +102,9 @@ class Passes:
         ``last``: the pass whose backward pass ``backward`` will make.
         """
         assert self.criterion is not None
-        self.forward_units += batch.share * self.suffix(start, batch.inputs)
+        self.forward_units += batch.share * self.suffix(start, batch)
         outputs = self._run(self.replica if last and self.replica else self.model, state, start)
-        losses = _per_sample(self.criterion(outputs, batch.targets), size(batch.inputs))
+        losses = _per_sample(self.criterion(outputs, batch.targets), batch.samples)
         return losses._replace(weights=self._evened(losses.weights)), outputs
 
     def _evened(self, weights: Tensor | None) -> Tensor | None:
@@ -121,10 +126,10 @@ class Passes:
 
     def gradient(self, loss: Tensor, batch: MicroBatch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
-        self.backward_units += batch.share * self.suffix(start, batch.inputs)
+        self.backward_units += batch.share * self.suffix(start, batch)
         if self.sharded:
             return self._gradient_of_shards(loss, parameters)
-        return list(torch.autograd.grad(self.scaled(loss), parameters, allow_unused=True))
+        return self.gradients(self.scaled(loss), parameters)
 
     def _gradient_of_shards(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The same where the graph knows nothing of the shards: FSDP2 brings their gradients from a backward pass, into ``.grad``."""
@@ -158,12 +163,12 @@ class Passes:
         """The loss times the GradScaler's factor."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def suffix(self, start: int, inputs: Any) -> float:
+    def suffix(self, start: int, batch: MicroBatch) -> float:
         """The share of the forward FLOPs that the stages from ``start`` on take (measured once, on one sample)."""
         if start == 0:
             return 1.0
         if self._suffix is None:
-            flops = stage_flops(self.model, tree_map(lambda t: t[:1], inputs))
+            flops = stage_flops(self.model, rows(batch.inputs, slice(0, 1), batch.samples, batch.dim))
             total = sum(flops) or 1
             self._suffix = [sum(flops[index:]) / total for index in range(len(flops))]
         return self._suffix[start]
@@ -184,12 +189,13 @@ class Passes:
         """The mean of each over the replicas, in one message."""
         if self.group is None or not tensors:
             return tensors
-        flat = torch.cat([t.reshape(-1) for t in tensors])
+        as_real = real(tensors)
+        flat = torch.cat([t.reshape(-1) for t in as_real])
         distributed.all_reduce(flat, group=self.group)
         flat /= distributed.get_world_size(self.group)
-        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+        parts = [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in as_real]), as_real, strict=True)]
         means = [torch.empty_like(t) for t in tensors]  # in memory as they were, channels last or first
-        torch._foreach_copy_(means, parts)
+        torch._foreach_copy_(real(means), parts)
         return means
 
     def add_up(self, tensor: Tensor) -> None:
@@ -198,23 +204,18 @@ class Passes:
             distributed.all_reduce(tensor, group=self.group)
 
     def unsummed(self, more_to_come: bool) -> AbstractContextManager[None]:
-        """Where further backward passes follow, the replicas' gradients are summed in the last one only."""
-        return self.replica.no_sync() if self.replica is not None and more_to_come else nullcontext()
+        """Where further backward passes follow, the replicas' gradients are summed in the last one only.
 
-    @contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """BatchNorm normalises by the batch, and its running statistics stay.
-
-        Not by a momentum of zero: 0 times an overflow is NaN, and would stay in the statistics for good.
+        A static graph is learned in the first pass through the wrapper, which therefore has to sum: each one does, to the same end.
         """
-        moving = [module for module in self.norms if module.training]
-        for module in moving:
-            module.track_running_stats = False
-        try:
-            yield
-        finally:
-            for module in moving:
-                module.track_running_stats = True
+        if self.replica is None or self.replica.static_graph or not more_to_come:
+            return nullcontext()
+        return self.replica.no_sync()
+
+    @property
+    def shares_gradients(self) -> bool:
+        """Whether ``.grad`` lies in the wrapper's buckets, which its next backward pass writes to."""
+        return self.replica is not None and self.replica.gradient_as_bucket_view
 
 
 class Masks:
@@ -281,12 +282,21 @@ def _per_sample(found: Tensor | tuple[Tensor, Tensor], n: int) -> Losses:
     if shapes not in ([(n,)], [(n,), (n,)]):
         raise ValueError(
             f"The criterion must return one loss per sample, shape ({n},), or such losses and as many weights, "
-            f"not {' and '.join(map(str, shapes)) or '()'}: pass reduction='none'; the method takes the mean."
+            f"not {' and '.join(map(str, shapes)) or '()'}: pass {_advice(shapes, n)}."
         )
     if len(parts) == 1:
         return Losses(parts[0], None)
     # A mask is a weight too, and half precision could not hold the sum of many.
     return Losses(parts[0], parts[1].detach().to(torch.promote_types(parts[0].dtype, torch.float32)))
+
+
+def _advice(shapes: list[Any], n: int) -> str:
+    """What to return instead."""
+    if any(isinstance(shape, tuple) and len(shape) > 1 and shape[0] == n for shape in shapes):
+        return "the mean of each sample's places, losses.flatten(1).mean(1); of those not ignored, with their number as weight"
+    if shapes == [()]:
+        return "reduction='none', or compute the losses from the outputs where the model itself returns a mean; the method takes the mean"
+    return "reduction='none', and batch_dim= where samples are not along dimension 0; the method takes the mean"
 
 
 def detached(state: Any) -> Any:
@@ -296,13 +306,4 @@ def detached(state: Any) -> Any:
 
 def written(state: Any) -> list[int]:
     """How often each tensor of the state has been written to, views included."""
-    versions: list[int] = []
-    tree_map(lambda tensor: versions.append(tensor._version), state)
-    return versions
-
-
-def size(inputs: Any) -> int:
-    """The number of samples."""
-    if isinstance(inputs, Tensor):
-        return len(inputs)
-    return size(next(iter(inputs.values() if isinstance(inputs, dict) else inputs)))
+    return [tensor._version for tensor in tensors(state)]

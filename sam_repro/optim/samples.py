@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import ClassVar
 
 from torch import Tensor
 
-from ..chain import tree_map
-from .passes import MicroBatch, size
+from .batches import MicroBatch
 
 
 class Samples:
@@ -71,13 +69,12 @@ class Sharpest(Samples):
 
 def split(batch: MicroBatch, parts: int) -> list[MicroBatch]:
     """The batch in at most ``parts`` batches of nearly equal size."""
-    n = size(batch.inputs)
+    n = batch.samples
     if min(parts, n) == 1:
         return [batch]
     result, start = [], 0
     for count in (n // min(parts, n) + (i < n % min(parts, n)) for i in range(min(parts, n))):
-        inputs, targets = (tree_map(itemgetter(slice(start, start + count)), tree) for tree in (batch.inputs, batch.targets))
-        result.append(batch._replace(inputs=inputs, targets=targets, share=batch.share * count / n))
+        result.append(batch.take(slice(start, start + count), count))
         start += count
     return result
 

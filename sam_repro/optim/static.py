@@ -13,18 +13,21 @@ CPU this does nothing else, in the same order, on the same tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
+from ..chain import tensors, tree_map
 from ..schema import UserError
+from .batches import MicroBatch
 from .method import Gradients, Method, Report, Step
-from .passes import Criterion, MicroBatch
+from .passes import Criterion
 
 MOST = 256  # recordings; more say that something differs from step to step that need not
 
@@ -85,17 +88,19 @@ class StaticStep:
         self.record = CudaGraphs() if record is None and self.device.type == "cuda" else record
         self._slots: dict[Hashable, _Slot] = {}
 
-    def backward(self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Any = None, scaler: Any = None) -> Report:
+    def backward(
+        self, inputs: Any, targets: Any, criterion: Criterion, *, indices: Any = None, scaler: Any = None, batch_dim: int = 0
+    ) -> Report:
         """As ``Method.backward``; ``criterion`` has to be the same object in every step."""
         method = self.method
         decision = method.decide()
         if method.watch:  # what is watched is of the layers selected, and seldom
-            return method.take(decision, inputs, targets, criterion, indices, scaler)
+            return method.take(decision, inputs, targets, criterion, indices, scaler, batch_dim)
         kind, fixed = method.recorded(decision)
-        leaves, tree = tree_flatten((inputs, targets, indices))
-        slot = self._slot((kind, tree, criterion, scaler, *self._circumstances()), leaves)
+        leaves, tree = _flat((inputs, targets, indices))
+        slot = self._slot((kind, tree, criterion, scaler, batch_dim, *self._circumstances()), leaves)
         inputs, targets, indices = tree_unflatten(slot.leaves, tree)
-        batches = method.begin(inputs, targets, criterion, scaler)
+        batches = method.begin(inputs, targets, criterion, scaler, batch_dim)
         with method.alone():
             step = self._run(slot, partial(self._step, batches, indices, fixed))
         step.selected = decision.selected
@@ -152,7 +157,7 @@ class StaticStep:
             passes.same_dropout = saving
 
     def _warmed(self, function: Callable[[], Step]) -> Step:
-        before = self._generators()
+        before, buffers = self._generators(), dict(self.method.passes.model.named_buffers())
         if self.device.type == "cuda":
             # As PyTorch wants it before a capture: not on the stream that autograd would remember.
             aside = torch.cuda.Stream(self.device)
@@ -164,11 +169,32 @@ class StaticStep:
             step = function()
         if any(not torch.equal(a, b) for a, b in zip(before, self._generators(), strict=True)):
             raise UserError("graphs=true does not go with dropout: the model draws random numbers, and a replay would draw the same ones.")
+        if any(p.grad is not None and p.grad.is_sparse for p in self.method.structure.parameters):
+            raise UserError("graphs=true does not go with sparse gradients, whose sizes differ from step to step: set sparse=False.")
+        for name, buffer in self.method.passes.model.named_buffers():
+            if buffers.get(name) is not buffer:  # a replay would read the old one for ever
+                raise UserError(
+                    f"graphs=true does not go with this model: its forward puts a new tensor in the place of {name}; write into it."
+                )
         return step
 
     def _generators(self) -> list[Tensor]:
         here = [torch.get_rng_state()]
         return [*here, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else here
+
+
+def _flat(batch: tuple[Any, Any, Any]) -> tuple[list[Any], Any]:
+    """The tensors and constants of a batch, and how they are held."""
+    inputs, *others = batch
+    leaves, tree = tree_flatten(
+        (dict(inputs) if isinstance(inputs, Mapping) else inputs, *others), is_leaf=lambda node: isinstance(node, PackedSequence)
+    )
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor) and tensors(leaf):
+            raise UserError(
+                f"graphs=true takes tensors in tuples, lists and dicts, not in a {type(leaf).__name__}, which may change from step to step."
+            )
+    return leaves, tree
 
 
 def _hand_out(gradients: Gradients, parameters: Sequence[Tensor]) -> None:
@@ -184,5 +210,5 @@ def _copy(step: Step) -> Step:
     """What is told of a step, out of the way of the next replay."""
     result = copy.copy(step)
     for name in ("loss", "weight", "outputs", "norms", "measured", "reused"):
-        setattr(result, name, tree_map_only(Tensor, torch.clone, getattr(step, name)))
+        setattr(result, name, tree_map(torch.clone, getattr(step, name)))
     return result

@@ -17,13 +17,23 @@ HALF = (torch.float16, torch.bfloat16)
 
 def norms_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The norm of each tensor, at least in float32: the square of a norm soon passes what half precision can hold."""
-    return tuple(map(whole, torch._foreach_norm([t.float() if t.dtype in HALF else t for t in tensors])))
+    return tuple(map(whole, torch._foreach_norm([t.float() if t.dtype in HALF else t for t in map(dense_of, tensors)])))
 
 
 def whole(number: Tensor) -> Tensor:
     """A number computed of sharded tensors (DTensors), as every process then has it; others as they are."""
     full: Any = getattr(number, "full_tensor", None)
     return number if full is None else full()
+
+
+def dense_of(tensor: Tensor) -> Tensor:
+    """The tensor, a sparse one (an embedding's gradient) with all its rows: those that it names twice are one."""
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def real(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors, complex numbers as pairs: as a vector, which is what has a direction."""
+    return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -68,6 +78,12 @@ class Structure:
     def gradients(self) -> list[Tensor | None]:
         """``.grad`` of every parameter."""
         return [p.grad for p in self.parameters]
+
+    def densify(self) -> None:
+        """Have no sparse ``.grad``."""
+        for p in self.parameters:
+            if p.grad is not None and p.grad.is_sparse:
+                p.grad = p.grad.to_dense()
 
     def layer_norms(self, gradients: list[Tensor | None]) -> Tensor:
         """The norm of the gradient of every layer, shape ``(layers,)``, on the device; a missing gradient counts zero."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .structure import norm_of, whole
+from .structure import norm_of, real, whole
 
 
 class Watched(NamedTuple):
@@ -39,4 +39,4 @@ def curvature(perturbation: Sequence[Tensor], difference: Sequence[Tensor]) -> T
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    return torch.stack([whole(product.sum()) for product in torch._foreach_mul(list(a), list(b))]).sum()
+    return torch.stack([whole(product.sum()) for product in torch._foreach_mul(real(a), real(b))]).sum()
