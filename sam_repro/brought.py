@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .own import OWN, said
-from .schema import FOLDERS, METHOD_PARTS, QUESTIONS, UserError, fields, kind, parse
+from .schema import FOLDERS, QUESTIONS, UserError, fields, kind, parse
 
-BRINGS = ("dataset", "model", "optimizer", "experiment")
-NOT = ("base", "schedule", "scale")  # groups of ours that are made by code of ours alone
+BRINGS = ("dataset", "model", "optimizer", *(f"optimizer/{question}" for question in QUESTIONS), "experiment")
+NOT = ("base", "schedule", "scale", "optimizer/teacher")  # groups of ours that are made by code of ours alone
 IMAGES = {"in_channels": 3, "image_size": 32}
 
 
-def options_in(folder: Path) -> Iterator[str]:
+def options_in(folder: Path) -> list[str]:
     """The options that have a file in the folder: ``model/mine``; other files are nobody's concern."""
-    for group in (*BRINGS, *NOT):
-        yield from (path.relative_to(folder).with_suffix("").as_posix() for path in sorted((folder / group).rglob("*.yaml")))
+    paths = [
+        path for group in (*BRINGS, *NOT) for path in sorted((folder / group).glob("**/*.yaml" if group == "experiment" else "*.yaml"))
+    ]
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
 
 
 def check_files(word: str, folder: Path) -> None:
@@ -29,7 +31,7 @@ def check_files(word: str, folder: Path) -> None:
         path = folder / f"{option}.yaml"
         if any((other / f"{option}.yaml").exists() for other in FOLDERS):
             raise UserError(f"plugins={word}: {path} has the name of an option that exists already; choose another.")
-        if option.startswith(NOT):
+        if option.rpartition("/")[0] in NOT:
             raise UserError(f"plugins={word}: {path} is of no group that a plug-in can add to; those are {', '.join(BRINGS)}.")
         try:
             content = parse(path.read_text())
@@ -44,12 +46,12 @@ def check_files(word: str, folder: Path) -> None:
 
 
 def _is_method(option: str) -> bool:
-    return option.startswith("optimizer/") and option.partition("/")[2].partition("/")[0] not in METHOD_PARTS
+    return option.rpartition("/")[0] == "optimizer"
 
 
 def check(word: str, folder: Path, before: Collection[str]) -> None:
     """UserError where a plug-in brings nothing, or its code and files do not fit. ``before``: what was registered before it."""
-    found = list(options_in(folder))
+    found = options_in(folder)
     for option in [option for option in OWN if option not in before and option not in found]:
         raise UserError(f"plugins={word} registers {option}, and {folder / option}.yaml, which has its name and its fields, is not there.")
     if not found:

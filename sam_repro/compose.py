@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -59,10 +60,14 @@ def _parsed(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
 
 
-@cache
 def _file(path: str) -> tuple[bool, list[Any], Node]:
+    return _content(option_file(path))
+
+
+@cache
+def _content(path: Path) -> tuple[bool, list[Any], Node]:
     """Of a file: whether its keys are those of the whole configuration, its defaults, and what else it has."""
-    text = option_file(path).read_text()
+    text = path.read_text()
     content = parse(text) or {}
     defaults = content.pop("defaults", [])
     content.pop("hydra", None)
