@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from . import engines, world
+from . import engines, plugins, world
 from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
 from .console import console
@@ -32,6 +32,7 @@ def job(composed: DictConfig) -> float | None:
     """
     overrides = list(HydraConfig.get().overrides.task)
     try:
+        plugins.load(overrides)  # in a launcher's process nobody has
         config = finish(composed, overrides)
         if engines.launcher() == engines.BUILT_IN:
             launch(config, overrides)
@@ -108,6 +109,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
     with command("sam_repro", "the same command (without rerun=true) resumes after the last finished epoch"):
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
+        plugins.load(sys.argv[1:])
         sys.argv[1:] = engines.with_engines(sys.argv[1:])
         if {"-m", "--multirun"} & set(sys.argv):
             sys.argv[1:] = spread(sys.argv[1:])

@@ -6,6 +6,7 @@ import math
 import sys
 from pathlib import Path
 
+from . import plugins
 from .command import command
 from .config import check_device
 from .results.declare import EXPERIMENTS
@@ -17,9 +18,20 @@ USAGE = """python -m sam_repro.claims [PAPER] [list]     every claim with its ve
     show ID      one claim: its parts, the runs that decide it, what is missing
     run ID ...   train and measure what is missing, or compute its checks   [jobs=N processes at a time]
     report       write results/claims.md and results/claims.csv, of all papers
-  [file=mine.yaml: your own claims] [scale=small] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [data_dir=...]"""
+  [file=mine.yaml: your own claims] [scale=small] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [data_dir=...]
+  [plugins=...]"""
 VERBS = {"list": (0, 0), "show": (1, 1), "run": (1, math.inf), "report": (0, 0)}  # of how many claims, at least and at most
-KEYS = {"file": "", "scale": "", "device": "", "precision": "", "runs_dir": "runs", "results_dir": "results", "data_dir": "", "jobs": ""}
+KEYS = {
+    "file": "",
+    "scale": "",
+    "device": "",
+    "precision": "",
+    "runs_dir": "runs",
+    "results_dir": "results",
+    "data_dir": "",
+    "jobs": "",
+    "plugins": "",
+}
 
 
 def main() -> None:
@@ -33,6 +45,7 @@ def dispatch(arguments: list[str]) -> None:
     if {"-h", "--help"} & {*arguments}:
         print(f"usage: {USAGE}")
         return
+    plugins.load(arguments)
     settings = {**KEYS, **dict(word.split("=", 1) for word in arguments if "=" in word)}
     words = [word for word in arguments if "=" not in word]
     request = _request(settings)
@@ -68,7 +81,7 @@ def _request(settings: dict[str, str]) -> Request:
         if settings[key] and settings[key] not in known:
             raise UserError(f"{key} has no option {settings[key]!r}.{suggest(settings[key], known)}")
     check_device(settings["device"] or "auto")
-    overrides = (f"data_dir={settings['data_dir']}",) if settings["data_dir"] else ()
+    overrides = tuple(f"{key}={settings[key]}" for key in ("data_dir", "plugins") if settings[key])
     scale, device, precision, runs_dir, results_dir = (settings[key] for key in ("scale", "device", "precision", "runs_dir", "results_dir"))
     return Request(overrides, scale, device, precision, runs_dir=runs_dir, results_dir=results_dir)
 

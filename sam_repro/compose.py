@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .schema import CONF, merged, parse
+from .schema import FOLDERS, is_group, merged, option_file, parse
 
 Node = dict[str, Any]
 Choices = dict[str, str]  # of groups: "optimizer/when" -> "every"
@@ -29,7 +33,7 @@ def plainly(overrides: Sequence[str]) -> DictConfig | None:
         parsed = [_parsed(word) for word in overrides]
         if any(one.type != OverrideType.CHANGE or one.is_sweep_override() or one.is_hydra_override() for one in parsed):
             return None
-        chosen: dict[str, Any] = {one.key_or_group: one.value() for one in parsed if (CONF / one.key_or_group).is_dir()}
+        chosen: dict[str, Any] = {one.key_or_group: one.value() for one in parsed if is_group(one.key_or_group)}
         if not all(isinstance(option, str) for option in chosen.values()):
             return None
         choices = {**_overridden("experiment", chosen["experiment"]), **chosen} if "experiment" in chosen else chosen
@@ -56,10 +60,14 @@ def _parsed(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
 
 
-@cache
 def _file(path: str) -> tuple[bool, list[Any], Node]:
+    return _content(option_file(path))
+
+
+@cache
+def _content(path: Path) -> tuple[bool, list[Any], Node]:
     """Of a file: whether its keys are those of the whole configuration, its defaults, and what else it has."""
-    text = (CONF / f"{path}.yaml").read_text()
+    text = path.read_text()
     content = parse(text) or {}
     defaults = content.pop("defaults", [])
     content.pop("hydra", None)
@@ -93,3 +101,17 @@ def _laid(group: str, option: str, package: str, choices: Choices, unused: set[s
             unused.discard(other)
             if chosen is not None and not key.startswith("override "):
                 yield from _laid(other, chosen, other.replace("/", "."), choices, unused)
+
+
+class Folders(SearchPathPlugin):
+    """What lets Hydra find the options of the plug-ins that were named, behind the project's own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add their folders, as far as they are known when Hydra begins."""
+        for folder in FOLDERS[1:]:
+            search_path.append("sam_repro.plugins", f"file://{folder}")
+
+
+def show_hydra_the_folders() -> None:
+    """In this process alone: an application of somebody else's sees nothing of them."""
+    Plugins.instance().register(Folders)

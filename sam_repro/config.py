@@ -13,8 +13,25 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from . import plugins
 from .loggers import check
-from .schema import CONF, METADATA, METHOD_PARTS, QUESTIONS, Fields, UserError, fields, flat, kind, options, read, reference, suggest, typed
+from .schema import (
+    CONF,
+    METADATA,
+    METHOD_PARTS,
+    QUESTIONS,
+    Fields,
+    UserError,
+    fields,
+    flat,
+    is_group,
+    kind,
+    options,
+    read,
+    reference,
+    suggest,
+    typed,
+)
 from .store import find
 
 PARTS = ("dataset", "model", "base", "schedule")
@@ -87,6 +104,7 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
         _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, factors, config))
     _common(config, resolved, raw, given)
 
+    plugins.check_options(config)
     _kinds_fit(config)
     _options_fit(config)
     _scale(config, scale, given)
@@ -175,7 +193,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
             config[knob] = config["optimizer"][key]
     config["optimizer"]["name"] = resolved["optimizer"]["name"]
     for key in core.keys() - {"defaults", "optimizer", "methods", "hydra", *METADATA}:
-        config[key] = known.checked(key, key, resolved[key])
+        config[key] = plugins.recorded(resolved[key]) if key == "plugins" else known.checked(key, key, resolved[key])
     check_device(config["device"])
     check(config["logger"], config["wandb"])
 
@@ -276,17 +294,26 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.search(r"Could not find '([\w/.-]+)'", text):
         group, _, option = match[1].rpartition("/")
-        while group and not (CONF / group).is_dir():  # experiments are two deep: kdd24/cifar10
+        while group and not is_group(group):  # experiments are two deep: kdd24/cifar10
             group, _, head = group.rpartition("/")
             option = f"{head}/{option}"
         if group.startswith("hydra/"):
             return f"{group} has no option {option!r}.{suggest(option, ENGINES.get(group, ()))}"
-        return f"{group} has no option {option!r}.{suggest(option, options(group))}"
+        return f"{group} has no option {option!r}.{_options(group, option)}"
     match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if match:
         composed = _what_composes(overrides)
         return _no_such_knob(match[1].partition("@")[0], composed["optimizer"]["name"], composed)
     return text.strip().splitlines()[0]
+
+
+def _options(group: str, option: str) -> str:
+    found = suggest(option, options(group))
+    return (
+        found
+        if "Did you mean" in found or group not in plugins.BRINGS
+        else f"{found} One of your own needs plugins=, the module that has it."
+    )
 
 
 def _no_such_knob(key: str, method: str, composed: Config) -> str:

@@ -1,16 +1,17 @@
-"""``python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]``: a finished run on its test set."""
+"""``python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto] [plugins=...]``: a finished run on its test set."""
 
 from __future__ import annotations
 
 import sys
 
+from . import plugins
 from .command import command
 from .config import complete
 from .measure.finished import find_finished
 from .schema import UserError, suggest
 
-USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto]"
-KEYS = {"run", "runs_dir", "data_dir", "device"}
+USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto] [plugins=...]"
+KEYS = {"run", "runs_dir", "data_dir", "device", "plugins"}
 
 
 def main() -> None:
@@ -21,6 +22,8 @@ def main() -> None:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
         if len(settings) != len(sys.argv) - 1 or not settings.get("run"):
             raise UserError(f"usage: {USAGE}")
+        plugins.load(sys.argv[1:])
+        settings.pop("plugins", None)
         evaluate_run(**settings)
 
 

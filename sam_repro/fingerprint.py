@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .schema import UserError
+from .schema import UserError, read
 from .store import Row, Run, write
 
 # Of every data set, what is read of it, under data_dir.
@@ -38,6 +38,8 @@ def fingerprint(dataset: Row, data_dir: str) -> Row | None:
     """
     name = dataset["name"]
     root, patterns = Path(data_dir), FILES.get(name, ())
+    if not patterns:
+        patterns = tuple(read(f"dataset/{name}").get("files", ()))  # of a plug-in's
     if name == "digits":  # comes with scikit-learn
         found = find_spec("sklearn")
         root, patterns = Path(found.origin or "").parent if found else root, ("datasets/data/digits.csv.gz",)

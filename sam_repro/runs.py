@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from . import plugins
 from .command import command
 from .config import OUTSIDE, compose, identity
 from .fingerprint import describe
@@ -23,8 +24,8 @@ USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results
   archive ID [ID ...]       copy what runs that are over came to into results_dir/runs, without weights; --done: all of them
   html [ID ...]             a page on these runs, or all: tables, charts, every run's command   [out=report.html]
   export                    all runs as one table, a row a run   [out=runs.parquet, or .csv]
-  import DIR                take in the runs of another store or archive, checked"""
-KEYS = {"runs_dir": "runs", "results_dir": "results", "out": "", "title": ""}
+  import DIR                take in the runs of another store or archive, checked   [plugins=..., where they were made with such]"""
+KEYS = {"runs_dir": "runs", "results_dir": "results", "out": "", "title": "", "plugins": ""}
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def run(words: list[str], settings: dict[str, str]) -> None:
     """Do what the words say; UserError where they say nothing."""
     for key in settings.keys() - KEYS.keys():
         raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
-    runs_dir, results_dir, out, title = (settings.get(key, default) for key, default in KEYS.items())
+    runs_dir, results_dir, out, title, _ = (settings.get(key, default) for key, default in KEYS.items())
+    plugins.load(f"{key}={value}" for key, value in settings.items())
     if (out or title) and words[:1] not in (["html"], ["export"]):
         raise UserError("out= and title= go with html and export.")
     match words:
@@ -115,6 +117,7 @@ def take_in(folder: Path, runs_dir: Path) -> None:
     for run in found:
         if run.state == "done":
             run.check()
+        plugins.check_run(run.id, run.config)
         if (computed := identity(run.config)) != run.id:
             raise UserError(
                 f"{run.path} is of a configuration whose id is {computed} here, not {run.id}: another version made it, or it was changed. "

@@ -6,6 +6,7 @@ the numbers; a number without limits is not negative. ``kind: text`` says of a d
 ``batchnorm: false`` of a model that no sample of a batch changes what it makes of another,
 ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that
 a field is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
+``files: [patterns]`` says of a plug-in's data set what is read of it under ``data_dir``.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 
@@ -23,9 +24,10 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
+FOLDERS = [CONF]  # where option files lie: the project's own, and behind it those of the plug-ins that were named
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
-METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm")  # of an option file: what it says of its fields
+METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files")  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
@@ -49,9 +51,19 @@ class Diverged(UserError):  # noqa: N818 (a run's state, as stopped and done are
 
 def options(group: str) -> list[str]:
     """The options of a group, e.g. ``options("optimizer/when")``; experiments as ``paper/benchmark``."""
-    folder = CONF / group
-    found = folder.rglob("*.yaml") if group == "experiment" else folder.glob("*.yaml")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in found)
+    pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
+    found = ((path, folder / group) for folder in FOLDERS for path in (folder / group).glob(pattern))
+    return sorted({path.relative_to(folder).with_suffix("").as_posix() for path, folder in found})
+
+
+def is_group(name: str) -> bool:
+    """Whether there is a group of this name, as ``optimizer/when``."""
+    return any((folder / name).is_dir() for folder in FOLDERS)
+
+
+def option_file(name: str) -> Path:
+    """Where ``<name>.yaml`` lies, or would."""
+    return next((path for folder in FOLDERS if (path := folder / f"{name}.yaml").is_file()), CONF / f"{name}.yaml")
 
 
 def parse(text: str) -> Any:
@@ -67,7 +79,7 @@ def _read(path: Path) -> Any:
 
 def read(name: str) -> dict[str, Any]:
     """The content of ``conf/<name>.yaml``; UserError with a suggestion if there is no such option."""
-    path = CONF / f"{name}.yaml"
+    path = option_file(name)
     if not path.is_file():
         group, _, option = name.rpartition("/")
         raise UserError(f"{group} has no option {option!r}.{suggest(option, options(group))}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from . import plugins
 from .command import command
 from .config import compose
 from .console import clock, console
@@ -24,8 +25,8 @@ from .results.work import Task, Work, time_left
 from .schema import UserError, suggest
 from .store import OVER, Run
 
-USAGE = "python -m sam_repro.study show | run   [file=experiments/study.yaml runs_dir=runs results_dir=results data_dir=...]"
-KEYS = {"file", "runs_dir", "results_dir", "data_dir"}
+USAGE = "python -m sam_repro.study show | run   [file=experiments/study.yaml runs_dir=runs results_dir=results data_dir=... plugins=...]"
+KEYS = {"file", "runs_dir", "results_dir", "data_dir", "plugins"}
 FIELDS = {"with", "seeds", "measure", "runs"}
 
 
@@ -38,8 +39,9 @@ def main() -> None:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
         if words not in (["show"], ["run"]):
             raise UserError(f"usage: {USAGE}")
+        plugins.load(sys.argv[1:])
         request = Request(
-            tuple(f"{key}={settings[key]}" for key in ("data_dir",) if key in settings),
+            tuple(f"{key}={settings[key]}" for key in ("data_dir", "plugins") if key in settings),
             runs_dir=settings.get("runs_dir", "runs"), results_dir=settings.get("results_dir", "results"),
         )  # fmt: skip
         todo = tasks(Path(settings.get("file", EXPERIMENTS / "study.yaml")), request)
@@ -69,7 +71,9 @@ def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
             raise UserError(f"block {name!r} has no key {key!r}.{suggest(key, FIELDS)}")
         common = (*content.get("with", "").split(), *block.get("with", "").split())
         measures = measures_of([content, block])
-        settings = [(words, compose(words)) for words in (distinct((*common, *run.split())) for run in block["runs"])]
+        settings = [
+            (words, compose((*words, *request.overrides))) for words in (distinct((*common, *run.split())) for run in block["runs"])
+        ]
         for seed in block["seeds"]:
             for words, config in settings:
                 one = run_id(config, seed, device_type(config["device"]))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import plugins
 from .command import command
 from .config import check_device, check_overrides
 from .console import clock, console
@@ -48,6 +49,7 @@ def dispatch(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         print(f"usage: {USAGE}")
         return
+    plugins.load(arguments)
     flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if "=" not in word and word not in flags]
     settings = [word for word in arguments if "=" in word]

@@ -78,7 +78,7 @@ def test_another_task_is_a_few_lines(files, monkeypatch):
         (files / "glue" / "RTE" / name).write_text("index\tsentence1\tsentence2\tlabel\n0\tA.\tB.\tnot_entailment\n1\tA.\tA.\tentailment\n")
     lines = ["defaults: [base/glue@_here_, _self_]", "name: glue_rte", "task: rte", "folder: RTE", "text: sentence1", "pair: sentence2"]
     lines += ["labels: entailment not_entailment", "sizes: 2490 277"]
-    monkeypatch.setattr("sam_repro.schema.CONF", files / "conf")
+    monkeypatch.setattr("sam_repro.schema.FOLDERS", [files / "conf"])
     shutil.copytree(CONF, files / "conf")
     (files / "conf" / "dataset" / "glue_rte.yaml").write_text("\n".join(lines))
     assert kind("dataset", "glue_rte") == "text"

@@ -8,17 +8,22 @@ from typing import Any
 
 import torch
 
+from ..own import OWN, make
 from ..schema import UserError
 from .cifar import cifar10, cifar100
 from .digits import digits
 from .flowers import flowers102
 from .glue import glue
-from .imagenet import imagenet
+from .imagenet import image_folder, imagenet
+from .images import Augment, ImageDataset, moments
 from .noise import with_noise
+from .own import fitting
 from .small import fashion_mnist, svhn
-from .split import Batch, Batches, Dataset, Sampling
+from .split import Batch, Batches, Dataset, Sampling, Tensors
 
-__all__ = ["Batch", "Batches", "Dataset", "Parts", "Sampling", "load", "to"]
+__all__ = [
+    "Augment", "Batch", "Batches", "Dataset", "ImageDataset", "Parts", "Sampling", "Tensors", "image_folder", "load", "moments", "to",
+]  # fmt: skip
 
 READERS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -61,8 +66,11 @@ def load(
     """
     values = dict(settings)
     name = values.pop("name")
-    reader: Callable[..., Dataset] = READERS.get(name, glue)
-    dataset = reader(data_dir, **values)
+    if f"dataset/{name}" in OWN:
+        dataset = fitting(name, make(f"dataset/{name}", data_dir, **values))
+    else:
+        reader: Callable[..., Dataset] = READERS.get(name, glue)
+        dataset = reader(data_dir, **values)
     train, score = dataset.train, dataset.test
     if train_fraction != 1.0 or val_fraction != 0.0:
         order = _shuffled(len(train))

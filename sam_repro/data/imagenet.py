@@ -24,6 +24,17 @@ def imagenet(data_dir: str, *, margin: float, **augment: Any) -> FolderDataset:
                 f"{root / part} is not there: put ImageNet as {root}/train/<class>/<image> and {root}/val/<class>/<image>, "
                 "or set data_dir= (see image-net.org; it cannot be fetched without an account)."
             )
+    return image_folder(root, margin=margin, **augment)
+
+
+def image_folder(root: Path, *, margin: float = 1.0, **augment: Any) -> FolderDataset:
+    """The images of any tree ``root/{train,val}/<class>/<image>``, shown at ``size``; ``augment``: the fields of ``Augment``.
+
+    To measure on, the short side is resized to ``size * margin`` and the middle taken. UserError where there is no such tree.
+    """
+    for part in ("train", "val"):
+        if not (root / part).is_dir():
+            raise UserError(f"There is no folder {root / part}: images lie as {root}/{{train,val}}/<class>/<image>; set data_dir=.")
     names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
     if len(names) < 2:
         raise UserError(f"{root / 'train'} needs a folder for each class, at least two; it has {len(names)}.")

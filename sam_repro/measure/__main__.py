@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
+from .. import plugins
 from ..command import command
 from ..schema import NOT_NEGATIVE, UserError, checked, suggest
 from ..store import Run
 from .finished import find_finished
 
-COMMON: dict[str, Any] = {"run": "", "runs_dir": "runs", "data_dir": "", "device": "auto"}
+COMMON: dict[str, Any] = {"run": "", "runs_dir": "runs", "data_dir": "", "device": "auto", "plugins": ""}
 SUBSET: dict[str, Any] = {"samples": 0, "batch_size": 128}  # of the training set, for one pass
 COMMANDS: dict[str, dict[str, Any]] = {
     "sharpness": {
@@ -51,6 +52,7 @@ def run(words: list[str]) -> None:
     if not words or "=" in words[0] or words[0].startswith("-"):
         raise UserError(f"usage: {USAGE}")
     command, settings = words[0], parsed(words[0], words[1:])
+    plugins.load(words)
     subject = None if command == "cost" and settings["model"] else _subject(command, settings)
     from . import commands  # imports torch: not before the words are known to be right
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..chain import Chain, Layer, layers
+from ..own import OWN, make
 from ..schema import UserError, fields, kind, options, suggest, typed
 from .mobilenet import mobilenet
 from .pyramidnet import pyramidnet110
@@ -53,8 +54,17 @@ def create(name: str, num_classes: int = 10, in_channels: int = 3, image_size: i
         raise UserError(f"model={name} has no field {key!r}.{suggest(key, known)}")
     values = typed("model", name, values, {})
     del values["name"]
+    if f"model/{name}" in OWN:
+        images = {"in_channels": in_channels, "image_size": image_size} if kind("model", name) == "images" else {}
+        return _module(name, make(f"model/{name}", num_classes=num_classes, **images, **values))
     if kind("model", name) == "text":
         return roberta(num_classes, **values)
     if name in CONVOLUTIONAL:
         return CONVOLUTIONAL[name](num_classes, in_channels, **values)
     return timm_model(num_classes, in_channels, image_size, **values)
+
+
+def _module(name: str, made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise UserError(f"model={name} makes {made!r}, which is no torch.nn.Module.")
+    return made

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ..config import OUTSIDE
-from ..schema import fields, flat
+from ..schema import fields, flat, options
 from ..store import Row
 from .frames import Frames
 
@@ -73,7 +73,7 @@ def _benchmark(config: Row) -> tuple[str, str, str, str]:
 
 def _named(group: str, node: Row) -> str:
     """An option with the fields that are not as in its file: ``resnet18 (bits=4)``."""
-    usual = fields(group, node["name"]).defaults
+    usual = fields(group, node["name"]).defaults if node["name"] in options(group) else node  # a plug-in's, which needs none to be shown
     other = [f"{key}={value}" for key, value in node.items() if key != "arch" and usual.get(key) != value]
     said = f" ({', '.join(other)})" if other else ""
     return f"{node.get('arch') or node['name']}{said}"

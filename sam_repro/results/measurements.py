@@ -53,7 +53,7 @@ class Measurement:
     def command(self, request: Request) -> list[str]:
         """The ordinary command."""
         device = [f"device={request.device}"] if request.device else []
-        where = [word for word in request.overrides if word.startswith("data_dir=")]
+        where = [word for word in request.overrides if word.startswith(("data_dir=", "plugins="))]
         named = [f"run={self.task.run.id}", f"runs_dir={request.runs_dir}"]
         return [sys.executable, "-m", "sam_repro.measure", *self.words, *named, *device, *where]
 

@@ -43,15 +43,20 @@ class Request:
 
     @property
     def changes(self) -> Words:
-        """The overrides that make the runs others than the declared ones: no paths."""
-        return tuple(word for word in self.overrides if next(keys_of([word])) not in OUTSIDE)
+        """The overrides that make the runs others than the declared ones: no paths, nor the code that a declaration cannot name."""
+        return tuple(word for word in self.overrides if next(keys_of([word])) not in (*OUTSIDE, "plugins"))
+
+    @property
+    def plugins(self) -> Words:
+        """The user's code, as an override again."""
+        return tuple(word for word in self.overrides if next(keys_of([word])) == "plugins")
 
     @property
     def words(self) -> Words:
         """As overrides again, to be shown."""
         named = (("scale", self.scale), ("device", self.device), ("precision", self.precision))
         seeds = (f"seeds={','.join(map(str, self.seeds))}",) if self.seeds else ()
-        return (*(f"{key}={value}" for key, value in named if value), *seeds, *self.changes)
+        return (*(f"{key}={value}" for key, value in named if value), *seeds, *self.changes, *self.plugins)
 
     @property
     def declared(self) -> Words:

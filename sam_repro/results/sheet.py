@@ -122,4 +122,6 @@ def _span(words: Iterable[str], between: str = " to ") -> str:
 def _filled_by(table: Table, base: Words, setting: Setting, seeds: list[int], request: Request) -> str:
     part = [word for word in base if word.startswith("experiment=") and len(table.experiments) > 1]
     fewer = [f"seeds={','.join(map(str, seeds))}"] if seeds != list(range(table.seeds)) else []
-    return " ".join(["python -m sam_repro.tables run", table.name, *part, *setting.words, *fewer, *request.changes, *request.declared])
+    return " ".join(
+        ["python -m sam_repro.tables run", table.name, *part, *setting.words, *fewer, *request.changes, *request.plugins, *request.declared]
+    )

@@ -158,14 +158,19 @@ class Job:
         samples = next(self.dataset.on(self.device, 0, self.layout).in_order(self.parts.train[torch.tensor([0])], 1))
         self.model.eval()
         try:
-            call(self.model, samples.inputs)
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            outputs = call(self.model, samples.inputs)
+        except (RuntimeError, AssertionError, ValueError, LookupError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             name, reason = self.config["model"]["name"], (str(error).splitlines() or ["no reason given"])[0]
             raise UserError(f"model={name} does not take the inputs of dataset={self.config['dataset']['name']}: {reason}") from error
         finally:
             self.model.train()
+        if (shape := getattr(outputs, "shape", None)) != (1, self.dataset.classes):
+            made = tuple(shape) if shape is not None else type(outputs).__name__
+            raise UserError(
+                f"model={self.config['model']['name']} makes {made} of a sample; it should be (1, {self.dataset.classes}), a logit a class."
+            )
 
     def criterion(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, with label smoothing; ``(batch,)``. What is reported and measured."""

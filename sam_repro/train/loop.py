@@ -182,6 +182,7 @@ def summarise(run_id: str, job: Job, metrics: list[Row], layers: list[Row]) -> R
         "peak_memory": torch.cuda.max_memory_allocated(job.device) if job.device.type == "cuda" else None,
         "versions": versions(),
         "scale": config["scale"],
+        **({"plugins": config["plugins"]} if config["plugins"] else {}),
         "note": job.dataset.note,
     }
 
