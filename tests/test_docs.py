@@ -1,12 +1,12 @@
 """The documents: every method has its card, and the examples run."""
 
-import importlib.util
+import os
 import re
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from sam_repro.optim import settings
 from sam_repro.schema import METHOD_PARTS, options, read
@@ -36,32 +36,42 @@ def test_the_readme_lists_every_method_with_its_knobs():
             assert f"`{knob}`" in row[1], f"{method}: {knob}"
 
 
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PROGRAMS = re.findall(r"^## (.*?)$|^```python\n(.*?)^```$", "## Plain\n" + (ROOT / "docs" / "library.md").read_text(), re.M | re.S)
+TITLES = [title for title, _ in PROGRAMS if title]
+TITLED = list(zip(TITLES, [program for _, program in PROGRAMS if program], strict=True))
+SAYS = {
+    "Plain": r"^0\.\d+ False$",
+    "Checkpoints": "^True$",
+    "Accelerate": "'sampling_number': 2",
+    "Hugging Face's Trainer": "'sampling_number': 20",
+}
 
 
-def test_the_plain_loop(capsys):
-    torch.manual_seed(0)
-    ran = runpy.run_path(str(EXAMPLES / "plain_loop.py"))
-    assert ran["report"].loss < 0.5
-    assert 50 <= ran["ascents"] < 300
+def run(program, folder):
+    """What the program prints, in a process of its own."""
+    (folder / "program.py").write_text(program)
+    command = [sys.executable, "program.py"]
+    if processes := re.match(r"# torchrun --nproc-per-node (\d)", program):
+        command[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes[1]]
+    where = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_hugging_face(tmp_path):
-    pytest.importorskip("transformers", reason="transformers is not installed")
-    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate, which is not installed")
-    trainer = example("huggingface_trainer").main(str(tmp_path))
-    assert trainer.gradient.step == 20
-    assert trainer.state.log_history[-1]["train_loss"] < 1.0
+@pytest.mark.long
+@pytest.mark.parametrize(("title", "program"), TITLED, ids=TITLES)
+def test_the_programs_of_the_library_page_run_as_printed(tmp_path, title, program):
+    said = run(program, tmp_path)
+    assert re.search(SAYS.get(title, ""), said, re.M), said
+    if title == "Several processes":
+        assert len(set(said.split())) == 1
 
 
-def test_lightning(tmp_path):
-    pytest.importorskip("lightning", reason="lightning is not installed")
-    module = example("lightning_module").main(str(tmp_path))
-    assert module.gradient.step == 12
+def test_the_examples_are_those_of_the_library_page():
+    printed = [program for _, program in PROGRAMS]
+    for example in EXAMPLES.glob("*.py"):
+        assert example.read_text() in printed, example.name
 
 
 @pytest.mark.long
