@@ -17,6 +17,7 @@ from sam_repro.schema import UserError
         ("wrn16_2", {}, 691_674, 17, 8),  # 16 layers and a widening shortcut in each of three groups, one counted in WRN-16
         ("wrn28_10", {}, 36_479_194, 29, 14),
         ("resnet18", {}, 11_173_962, 21, 10),
+        ("resnet34", {}, 21_282_122, 37, 18),
         ("pyramidnet110", {}, 28_485_477, 110, 56),
         ("resnet50", {}, 23_520_842, 54, 18),
         ("mobilenet", {}, 3_217_226, 28, 15),
@@ -73,7 +74,7 @@ def test_imagenet_sizes_and_outputs_are_torchvisions():
     """With our weights in its model, layer by layer in order, torchvision gives our outputs."""
     import torchvision
 
-    for name, reference in (("resnet18", "resnet18"), ("resnet50", "resnet50"), ("wrn50_2", "wide_resnet50_2")):
+    for name, reference in (("resnet18", "resnet18"), ("resnet34", "resnet34"), ("resnet50", "resnet50"), ("wrn50_2", "wide_resnet50_2")):
         torch.manual_seed(0)
         ours, theirs = create(name, 1000, stem="imagenet").eval(), getattr(torchvision.models, reference)().eval()
         assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
