@@ -1,5 +1,6 @@
 """The report to look at: its numbers against the runs', and the page in a browser."""
 
+import html
 import json
 import re
 import shutil
@@ -197,7 +198,7 @@ def test_the_page_says_how_far_it_can_be_trusted_and_needs_nothing_else(store, s
         assert f"#run-{run.id}" in text
         assert escape(command_of(run)) in text
     assert not re.search(r"(: |>| to )nan\b", re.sub(r"<script.*?</script>", "", own, flags=re.S))
-    assert yaml.safe_load(re.search(r"<pre>(dataset:.*?)</pre>", text, re.S)[1])["model"]["name"] == "resnet20"
+    assert yaml.safe_load(html.unescape(re.search(r"<pre>(dataset:.*?)</pre>", text, re.S)[1]))["model"]["name"] == "resnet20"
 
 
 def test_the_command_writes_the_page(store, tmp_path, capsys):

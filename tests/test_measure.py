@@ -397,10 +397,10 @@ def test_every_nth_step_is_written_down(finished, tmp_path):
 def test_a_stopped_run_keeps_the_steps_of_its_finished_epochs(finished, tmp_path, monkeypatch):
     from sam_repro.train.job import Job
 
-    def stop(job, path):
+    def stop(job, path, kept):
         if job.epoch == 2:
             raise KeyboardInterrupt
-        saved(job, path)
+        saved(job, path, kept)
 
     saved = Job.save
     monkeypatch.setattr(Job, "save", stop)
