@@ -30,11 +30,16 @@ class Hashed:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None  # why nothing could be written
 
     def write(self, content: bytes) -> int:
         """As a file's."""
         self.digest.update(content)
-        return self.file.write(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         """As a file's."""
@@ -46,7 +51,10 @@ def writing(path: Path, previous: bool = False) -> Iterator[Hashed]:
     """A file to write to, which takes the place of ``path`` when this ends; ``previous`` keeps the one that was there."""
     with replacing(path) as file:
         hashed = Hashed(file)
-        yield hashed
+        try:
+            yield hashed
+        except RuntimeError as error:  # torch's writer makes one of a full disk, which says nothing of it
+            raise hashed.error or error from None
         known = _known(path.parent)
         of_last = known.get(path.name, [])[-1:]
         kept = previous and path.exists()

@@ -207,7 +207,7 @@ class Run:
                 (self.path / name).unlink(missing_ok=True)
             before, made = self.status, provenance()
             history = before.get("history", [])
-            if earlier := {key: before[key] for key in ("commit", "host", "versions") if before and before[key] != made[key]}:
+            if earlier := {key: before[key] for key in ("commit", "host", "versions") if key in before and before[key] != made[key]}:
                 history = [*history, earlier]  # the epochs before were made elsewhere
             self._say("running", started=before.get("started") or now(), command=command, **made, history=history)
             try:
@@ -411,6 +411,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write does not say where
         raise
