@@ -55,22 +55,22 @@ def writing(path: Path, previous: bool = False) -> Iterator[Hashed]:
             yield hashed
         except RuntimeError as error:  # torch's writer makes one of a full disk, which says nothing of it
             raise hashed.error or error from None
-        known = _known(path.parent)
-        of_last = known.get(path.name, [])[-1:]
+        before = _known(path.parent)
+        of_last, digest = before.get(path.name, []), hashed.digest.hexdigest()
         kept = previous and path.exists()
-        if kept:
-            known[PREVIOUS] = [*known.get(PREVIOUS, [])[-1:], *of_last]
-        known[path.name] = [*of_last, hashed.digest.hexdigest()]
-        write(path.parent / CHECKSUMS, json.dumps(known, indent=2) + "\n")
+        during = {PREVIOUS: [*before.get(PREVIOUS, []), *of_last]} if kept else {}
+        _note(path.parent, {**before, **during, path.name: [*of_last, digest]})
         if kept:
             _keep(path, path.with_name(PREVIOUS))
+    # Not before the file has its place: a process that dies again and again until then leaves the checksums of all that may lie there.
+    _note(path.parent, {**before, **({PREVIOUS: of_last} if kept else {}), path.name: [digest]})
 
 
 def rename(path: Path, new: Path) -> None:
     """Give the checkpoint another name, as whose it is sound from then on."""
     known = _known(path.parent)
     known[new.name] = [*known.get(new.name, []), *known.get(path.name, [])]
-    write(path.parent / CHECKSUMS, json.dumps(known, indent=2) + "\n")
+    _note(path.parent, known)
     path.replace(new)
 
 
@@ -95,6 +95,10 @@ def _keep(path: Path, as_: Path) -> None:
         os.link(path, as_)
     except OSError:
         path.replace(as_)
+
+
+def _note(folder: Path, known: dict[str, list[str]]) -> None:
+    write(folder / CHECKSUMS, json.dumps(known, indent=2) + "\n")
 
 
 def _known(folder: Path) -> dict[str, list[str]]:

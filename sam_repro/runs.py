@@ -163,8 +163,8 @@ def show(run: Run) -> None:
     from .tracking.console import show_summary
 
     status = run.status
-    print(f"run      {run.id}: {run.state}, started {status['started']} on {status['host']}, commit {status['commit']}")
-    print(f"command  {status['command']}")
+    print(f"run      {run.id}: {run.state}, started {status.get('started')} on {status.get('host')}, commit {status.get('commit')}")
+    print(f"command  {status.get('command')}")
     if status.get("error"):
         print(f"error    {status['error']}")
     if last := status.get("last_finite"):

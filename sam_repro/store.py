@@ -3,12 +3,15 @@
     <runs_dir>/<run_id>/  config.yaml  status.json  metrics.jsonl  layers.csv  checkpoint/  summary.json
 
 Every file is replaced whole, never left half written. The metrics are the record; the summary is derived from them.
+``.checksums.json`` has the SHA-256 of what was written: a file that is another one is damaged. Of runs of the time before, and of
+imported ones, nothing is known, and they pass.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -28,6 +31,8 @@ from .schema import Diverged, UserError, parse
 Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
+STATES = ("running", "stopped", "done", "diverged", "failed")
+CHECKSUMS = ".checksums.json"
 OVER = ("done", "diverged")  # states of a run that is not tried again by itself
 LAST = ("train_loss", "grad_norm", "weight_norm")  # of the last epoch in which all was finite, where the next one diverged
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
@@ -80,7 +85,10 @@ class Run:
     @property
     def status(self) -> Row:
         """``status.json``; empty before the run has started."""
-        return self._json("status.json")
+        content = self._json("status.json")
+        if content and content.get("state") not in STATES:
+            raise self._damaged("status.json")
+        return content
 
     @property
     def state(self) -> str:
@@ -115,7 +123,7 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            return _mapping(parse((self.path / "config.yaml").read_text()))
+            return _mapping(parse(self.text("config.yaml")))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
 
@@ -123,7 +131,7 @@ class Run:
         """``metrics.jsonl``: one row an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            rows = [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+            rows = [_mapping(json.loads(line)) for line in self.text(path.name).splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
         if path.exists() and not rows:
@@ -139,8 +147,8 @@ class Run:
             return []
         kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
         try:
-            with path.open(newline="") as file:
-                rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
+            lines = io.StringIO(self.text(path.name), newline="")
+            rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(lines)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
         if not rows:
@@ -153,15 +161,27 @@ class Run:
         if not path.exists():
             return []
         try:
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                names = {*(reader.fieldnames or ())}
-                rows = [{key: float(value) for key, value in row.items() if value != ""} for row in reader]
+            reader = csv.DictReader(io.StringIO(self.text(path.name), newline=""))
+            names = {*(reader.fieldnames or ())}
+            rows = [{key: float(value) for key, value in row.items() if value != ""} for row in reader]
         except (TypeError, ValueError) as error:  # a row has more cells than there are names, or fewer
             raise self._damaged(path.name) from error
         if not {"step", "plain_norm", "psf_norm"} <= names or any("step" not in row for row in rows):
             raise self._damaged(path.name)
         return rows
+
+    def text(self, name: str) -> str:
+        """What a file holds; DamagedError where that is not what was written, or no text."""
+        known = self._checksums().get(name)
+        content = (self.path / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        # Where the run is at work, it may have written the file in between.
+        if known and digest not in known and digest not in self._checksums().get(name, []):
+            raise self._damaged(name)
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(name) from error
 
     def check(self) -> None:
         """UserError, which names the file, where what a finished run left is not whole: a row an epoch, and an epoch and layer."""
@@ -202,7 +222,7 @@ class Run:
         Raises UserError where another process holds it.
         """
         with self._locked():
-            write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            self._put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
             for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):
                 (self.path / name).unlink(missing_ok=True)
             before, made = self.status, provenance()
@@ -236,16 +256,15 @@ class Run:
         writer = csv.DictWriter(table, LAYER_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(layers)
-        write(self.path / "layers.csv", table.getvalue())
         self._still_ours()
-        if steps:
-            write(self.path / "steps.csv", "".join(line + "\n" for line in steps))
-        write(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in metrics))
+        recorded = {"steps.csv": "".join(line + "\n" for line in steps)} if steps else {}
+        rows = "".join(json.dumps(row) + "\n" for row in metrics)
+        self._put({"layers.csv": table.getvalue(), **recorded, "metrics.jsonl": rows})
 
     def finish(self, summary: Row) -> None:
         """Write the summary, and that the run is done."""
         self._still_ours()
-        write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self._put({"summary.json": json.dumps(summary, indent=2) + "\n"})
         self._say("done")
 
     def _still_ours(self) -> None:
@@ -309,16 +328,36 @@ class Run:
         except OSError:
             return True
 
+    def _put(self, files: dict[str, str]) -> None:
+        """Write them, the checksum of each before it takes its place, and that of what it replaces until it has."""
+        known = self._checksums()
+        new = {name: [hashlib.sha256(content.encode()).hexdigest()] for name, content in files.items()}
+        either = {name: [*known.get(name, []), *digest] for name, digest in new.items()}
+        write(self.path / CHECKSUMS, json.dumps({**known, **either}, indent=2) + "\n")
+        for name, content in files.items():
+            write(self.path / name, content)
+        write(self.path / CHECKSUMS, json.dumps({**known, **new}, indent=2) + "\n")
+
+    def _checksums(self) -> dict[str, list[str]]:
+        """The checksums that a file may have; of files it does not name, nothing is known."""
+        try:
+            content = json.loads((self.path / CHECKSUMS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()) else {}
+
     def _say(self, state: str, **more: Any) -> None:
         kept = {key: value for key, value in self.status.items() if key not in OUTCOME}
         if state != "running":
+            if not (self.path / "config.yaml").exists():
+                return  # somebody has removed the directory: what would be left is no run
             more["ended"] = now()
         write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
 
     def _json(self, name: str) -> Row:
         path = self.path / name
         try:
-            return _mapping(json.loads(path.read_text())) if path.exists() else {}
+            return _mapping(json.loads(self.text(name))) if path.exists() else {}
         except ValueError as error:
             raise self._damaged(name) from error
 

@@ -286,7 +286,7 @@ def test_steps_that_are_lost_are_noticed(tmp_path, damage):
     path = run.path / "steps.csv"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:3], "3,1,nonsense", *lines[4:]] if damage == "not a line" else lines[:-2]) + "\n")
-    with pytest.raises(UserError, match=r"steps\.csv is damaged: rerun=true"):
+    with pytest.raises(UserError, match=r"steps\.csv is missing or damaged: rerun=true"):
         run_here(tmp_path, "epochs=3", "norms_every=1")
 
 

@@ -73,7 +73,7 @@ def _trained(job: Job, run: Run) -> Row:
             "rerun=true starts the run anew."
         )
     steps = len(job.batches)
-    step_lines = earlier_lines(run.path / "steps.csv", job)
+    step_lines = earlier_lines(run, job)
     keeper = Keeper(job, run)
 
     with follow(config, run) as show:

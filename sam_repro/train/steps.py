@@ -12,7 +12,6 @@ The data of KDD'24, Fig. 1 and 4, and of vSAM, Fig. 2, step by step. The columns
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from ..data import Batch
 from ..optim import Report
 from ..schema import UserError
+from ..store import Run
 from .processes import total
 
 if TYPE_CHECKING:
@@ -72,9 +72,10 @@ class WatchedSteps:
         return [_line(step, self.epoch, rate, *row) for (step, rate), row in zip(self.rates, rows, strict=True)]
 
 
-def earlier_lines(path: Path, job: Job) -> list[str]:
+def earlier_lines(run: Run, job: Job) -> list[str]:
     """The lines of the finished epochs, after that of the columns' names; none where nobody ever asked for any."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    path = run.path / "steps.csv"
+    lines = run.text(path.name).splitlines() if path.exists() else []
     if not lines and not job.config["norms_every"] and not job.kept.get("lines"):
         return []
     columns = [*COLUMNS, *(f"grad_norm.{layer.name}" for layer in job.gradient.structure.layers)]
