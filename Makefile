@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-slow smoke check format bench wheel constraints clean
+.PHONY: help setup run test test-ci test-slow torture smoke check format bench wheel constraints clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-ci: $(READY) ## the tests that are too long for every day and short enough 
 
 test-slow: $(READY) ## the tests that take longer, among them a wheel in an empty environment
 	$(BIN)/python -m pytest -m slow
+
+torture: $(READY) ## kills, damage, full disks, two writers: what is lost by them, a quarter of an hour
+	$(BIN)/python -m tests.torture
 
 smoke: $(READY) ## every experiment of the papers, a few steps each on the data that is at hand, ten minutes
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_recipes.py -k trains

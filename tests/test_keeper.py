@@ -244,6 +244,55 @@ def test_whenever_the_process_dies_what_lies_there_has_a_checksum(tmp_path, monk
         checkpoints.check(path)
 
 
+def test_a_process_that_dies_again_and_again_before_the_file_has_its_place_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+
+    def put(content):
+        with checkpoints.writing(path, previous=True) as file:
+            file.write(content)
+
+    def dies(self, target):
+        if target == path:
+            raise InterruptedError
+        os.replace(self, target)
+
+    put(b"one")
+    put(b"two")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "replace", dies)
+        for _ in range(4):
+            with pytest.raises(InterruptedError):
+                put(b"three")
+    for each in (path, path.with_name(checkpoints.PREVIOUS)):
+        checkpoints.check(each)
+        assert each.read_bytes() == b"two"
+
+
+def test_a_full_disk_within_a_checkpoint_is_said_with_its_file(tmp_path, monkeypatch):
+    """torch's writer makes an error of its own of it."""
+    import errno
+
+    def full(file, content):
+        file.error = OSError(errno.ENOSPC, "No space left on device")
+        raise file.error
+
+    monkeypatch.setattr(checkpoints.Hashed, "write", full)
+    with pytest.raises(OSError, match="No space left on device") as caught, checkpoints.writing(tmp_path / "last.pt") as file:
+        torch.save(torch.ones(9), file)
+    assert sentence(caught.value).startswith(f"There is no room on the disk for {tmp_path}/last.pt: ")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "layers.csv", "summary.json"])
+def test_a_flipped_bit_in_a_number_of_a_run_is_noticed(tmp_path, name):
+    run = run_here(tmp_path, "epochs=1")
+    path = run.path / name
+    content = path.read_bytes()
+    place = max(index for index, byte in enumerate(content) if byte in b"12345678")
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(UserError, match=f"{name} is missing or damaged"):
+        run.check()
+
+
 # -- the store at work -------------------------------------------------------------------------------------------------
 
 

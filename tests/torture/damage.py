@@ -119,9 +119,8 @@ def _looked_at(run: Run, ended: bool, name: str) -> str:
             return f"{view}: {fault}"
     whole = run_of(METHOD, _whole(ended))
     for what in READ:
-        if (found := _read(run, what)) not in ("noticed", _read(whole, what)) and (ended or what in ("config", "summary")):
+        if _read(run, what) not in ("noticed", _read(whole, what)) and (ended or what in ("config", "summary")):
             return f"{what} reads as another, without a word"
-        del found
     return ""
 
 
