@@ -39,7 +39,7 @@ def test_what_is_imported_is_checked(tmp_path):
         else:
             write(run.path / "status.json", run.path.joinpath("status.json").read_text().replace('"stopped"', '"done"'))
             write(run.path / "config.yaml", run.path.joinpath("config.yaml").read_text().replace("lr: 0.1", "lr: 0.2"))
-            (run.path / CHECKSUMS).unlink()  # with which it would be damaged
+            (run.path / CHECKSUMS).unlink(missing_ok=True)  # with which it would be damaged
         with pytest.raises(UserError, match=says):
             runs.run(names, {"runs_dir": str(tmp_path / ("theirs" if names[0] == "import" else "runs"))})
     assert not (tmp_path / "theirs").exists()
