@@ -126,11 +126,17 @@ class Run:
             rows = [_mapping(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
-        if path.exists() and not rows:
+        if path.exists() and not rows and not self._lost_at_once:
             raise self._damaged(path.name)
         if not all(_has(row, *METRICS) and isinstance(row.get("score", ""), int | float | None) for row in rows):
             raise self._damaged(path.name)
         return rows
+
+    @property
+    def _lost_at_once(self) -> bool:
+        """Whether the run has no epoch to show: it diverged in the first one."""
+        status = self.status
+        return status.get("state") == "diverged" and status.get("epoch") == 1
 
     def layers(self) -> list[Row]:
         """``layers.csv``: one row an epoch and layer."""
@@ -143,7 +149,7 @@ class Run:
                 rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
-        if not rows:
+        if not rows and not self._lost_at_once:
             raise self._damaged(path.name)
         return rows
 

@@ -202,10 +202,10 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     request = Request(device="cpu", seeds=(0,), runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     report(load(folder, "own/t"), request, request.frames)
     (tmp_path / "results" / "runs" / done["sam"].name / "cost.json").unlink()
-    shown, _ = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
-    assert "to be measured: cost steps=1" in shown
+    shown, err = command("show", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=300)
+    assert "to be measured: cost steps=1" in shown, err
     assert "still to be measured: 1." in shown  # the cost of SAM; nothing of what diverges
-    archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=60)
+    archived, _ = command("run", *words, "runs_dir=empty", cwd=tmp_path).communicate(timeout=300)
     assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
 
 
