@@ -1,9 +1,15 @@
 """What is not let in: files from elsewhere that do not fit, cannot be read, or would do harm. Each ends in one sentence."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
 
 from sam_repro.config import compose
+from sam_repro.data import image_folder
+from sam_repro.data.picture import SUFFIXES, read_image
+from sam_repro.fingerprint import fingerprint
 from sam_repro.models import create
 from sam_repro.schema import UserError
 from sam_repro.train.job import Job
@@ -79,3 +85,130 @@ def test_a_checkpoint_of_the_right_form_with_wrong_contents_is_named(tmp_path):
         with pytest.raises(UserError, match=r"state\.pt .*rerun=true starts") as caught:
             job.resume(path)
         assert "\n" not in str(caught.value), wrong
+
+
+def picture(kind, path):
+    """An image of which the left half is pure red or black, the right half white, 40 x 20 pixels; the pixels that it must come to."""
+    from PIL import Image
+
+    rgb = np.full((20, 40, 3), 255, np.uint8)
+    rgb[:, :20] = [0, 0, 0] if kind in ("grey", "16 bits", "one bit", "16 bits in PGM", "16 bits in TIFF") else [255, 0, 0]
+    image = Image.fromarray(rgb)
+    if kind.startswith("16 bits"):
+        half = np.full((20, 40), 65535, np.uint16)
+        half[:, :20], half[:, 20:] = 100 << 8, 200 << 8
+        rgb[:, :20], rgb[:, 20:] = 100, 200
+        image = Image.fromarray(half)
+    elif kind == "alpha":  # what is transparent hides black
+        image = Image.fromarray(np.dstack([rgb * (rgb[..., 1:2] == 0), (rgb[..., 1] == 0).astype(np.uint8) * 255]))
+    elif kind == "palette with a transparent colour":
+        image = image.quantize(4)
+        transparent = image.getpixel((39, 0))
+        image.info["transparency"] = transparent
+        image.putpalette([0 if index // 3 == transparent else value for index, value in enumerate(image.getpalette())])
+    elif kind != "plain":
+        image = image.convert({"grey": "L", "one bit": "1", "palette": "P", "CMYK": "CMYK"}[kind])
+    image.save(path)
+    return rgb
+
+
+KINDS = {
+    "plain": ".bmp .gif .png .ppm .tif .tiff .webp .jpg", "grey": ".png .jpeg .bmp .pgm", "16 bits": ".png", "16 bits in PGM": ".pgm",
+    "16 bits in TIFF": ".tif", "one bit": ".png .pbm", "palette": ".png .gif .bmp", "CMYK": ".jpg .tif", "alpha": ".png .webp .tif",
+    "palette with a transparent colour": ".png",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(kind, suffix) for kind in KINDS for suffix in KINDS[kind].split()])
+def test_an_image_of_every_kind_comes_out_right(tmp_path, kind, suffix):
+    path = tmp_path / f"it{suffix}"
+    rgb = picture(kind, path)
+    found = np.asarray(read_image(path)).astype(int)
+    distance = abs(found - rgb)[:, [*range(16), *range(24, 40)]]  # not where the halves meet, which JPEG blurs
+    assert found.shape == rgb.shape
+    assert distance.max() <= (16 if suffix in (".jpg", ".jpeg", ".webp") else 0)
+
+
+@pytest.mark.parametrize("suffix", sorted({*SUFFIXES}))
+def test_a_truncated_image_is_named(tmp_path, suffix):
+    from PIL import Image
+
+    path = tmp_path / f"it{suffix}"
+    Image.effect_noise((64, 64), 90).convert("1" if suffix == ".pbm" else "RGB").save(path)
+    whole = path.read_bytes()
+    for share in (0.02, 0.5, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(UserError, match=r"it\.\w+ cannot be read as an image") as caught:
+            read_image(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_bombs_pipes_and_other_formats_are_named(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "it.png"
+    for make, says in (
+        (lambda: path.write_bytes(b"P6 60000 60000 255\n"), "decompression bomb"),
+        (lambda: Image.new("L", (3, 40000)).save(path), "3 x 40000 pixels"),
+        (lambda: Image.fromarray(np.ones((4, 4), np.float32)).save(path, format="TIFF"), "numbers of 32 bits, mode F"),
+        (lambda: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "cannot identify image file"),
+        (lambda: (path.unlink(), os.mkfifo(path)), "is no file"),
+        (lambda: (path.unlink(), path.symlink_to("/dev/zero")), "is no file"),
+        (lambda: (path.unlink(), path.symlink_to("nowhere")), "is no file"),
+    ):
+        make()
+        with pytest.raises(UserError, match=rf"it\.png .*{says}"):
+            read_image(path)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes of one small image each."""
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            picture("plain", tmp_path / part / name / "0.bmp")
+    return tmp_path
+
+
+def test_hidden_folders_are_no_classes_and_no_class_is_empty_without_a_word(tree, capsys):
+    hidden = tree / "train" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for place in (hidden / "0.png", tree / "train" / "a" / "._0.png"):
+        picture("plain", place)
+    (tree / "train" / "a" / "notes.txt").touch()
+    made = image_folder(tree, size=16)
+    assert (made.classes, len(made.train), len(made.test)) == (2, 2, 2)
+    assert "left out are 1 .txt, by their names no images" in " ".join(capsys.readouterr().out.split())
+    (tree / "train" / "b" / "0.bmp").rename(tree / "train" / "b" / "0.avif")
+    with pytest.raises(UserError, match=r"train/b has no images \(.*\.webp\); it has 1 \.avif\."):
+        image_folder(tree)
+    (tree / "train" / "b").joinpath("0.avif").rename(tree / "train" / "b" / "0.bmp")
+    (tree / "val" / "b" / "0.bmp").rename(tree / "val" / "0.bmp")
+    with pytest.raises(UserError, match=r"val/b has no images .* it has nothing"):
+        image_folder(tree)
+    (tree / "val" / "b").rmdir()
+    with pytest.raises(UserError, match="train has the class 'b', which the validation set has not"):
+        image_folder(tree)
+
+
+def test_a_pipe_in_a_folder_of_images_is_named_and_names_need_not_be_utf8(tree):
+    path = tree / "val" / "b" / "1.png"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=r"val/b/1\.png is no file"):
+        image_folder(tree)
+    path.unlink()
+    odd = os.fsdecode(b"\xff\xfe.bmp")
+    picture("plain", tree / "train" / "a" / odd)
+    (tree / "val" / "b").rename(tree / "val" / odd)
+    (tree / "train" / "b").rename(tree / "train" / odd)
+    made = image_folder(tree, size=16, normalise="half")
+    assert len(list(made.in_order(made.train, 1))) == 3
+    (tree / "imagenet").mkdir()
+    for part in ("train", "val"):
+        (tree / part).rename(tree / "imagenet" / part)
+    found = fingerprint({"name": "imagenet"}, str(tree))
+    (tree / "imagenet" / "train" / ".cache").mkdir()
+    (tree / "imagenet" / "train" / ".cache" / "x.png").touch()
+    assert found["files"] == 5
+    assert fingerprint({"name": "imagenet"}, str(tree)) == found
