@@ -1,17 +1,27 @@
 """What is not let in: files from elsewhere that do not fit, cannot be read, or would do harm. Each ends in one sentence."""
 
+import json
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from sam_repro import runs
+from sam_repro.command import command
 from sam_repro.config import compose
+from sam_repro.console import console
 from sam_repro.data import image_folder
 from sam_repro.data.picture import SUFFIXES, read_image
 from sam_repro.fingerprint import fingerprint
 from sam_repro.models import create
-from sam_repro.schema import UserError
+from sam_repro.plain import harmless
+from sam_repro.results import declare
+from sam_repro.results.declare import EXPERIMENTS
+from sam_repro.schema import FAST, UserError, parse
+from sam_repro.store import Run
 from sam_repro.train.job import Job
 
 
@@ -212,3 +222,76 @@ def test_a_pipe_in_a_folder_of_images_is_named_and_names_need_not_be_utf8(tree):
     (tree / "imagenet" / "train" / ".cache" / "x.png").touch()
     assert found["files"] == 5
     assert fingerprint({"name": "imagenet"}, str(tree)) == found
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghijk"))
+LARGE = {
+    "laughs": (LAUGHS, "stands for more than 100,000 values"),
+    "laughs that are merged": (LAUGHS + "l: {<<: [{y: *k}, {z: *k}]}", "stands for more than"),
+    "names itself": ("a: &a [*a]", "nested more than 50 deep, or names itself"),
+    "deep": (f"a: {'[' * 60}{']' * 60}", "nested more than 50 deep"),
+    "deeper": ("[" * 100_000, None),
+    "deep by names": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(60)), "nested more than 50 deep"),
+    "a number of 5,000 digits": (f"a: {'9' * 5000}", None),
+    "a month 13": ("a: 2020-13-13", None),
+}
+
+
+@pytest.mark.parametrize("loader", [FAST, yaml.SafeLoader, yaml.BaseLoader])
+@pytest.mark.parametrize("large", LARGE)
+def test_yaml_of_few_lines_that_stand_for_billions_is_refused(large, loader, tmp_path):
+    text, says = LARGE[large]
+    if loader is yaml.BaseLoader and large in ("a number of 5,000 digits", "a month 13"):
+        assert parse(text, loader)  # words stay words
+        return
+    with pytest.raises((UserError, yaml.YAMLError), match=says):
+        parse(text, loader)
+    folder = tmp_path / "runs" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": "done"}')
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml is missing or damaged"):
+        Run(tmp_path / "runs", "0123").config  # noqa: B018
+
+
+def test_yaml_that_names_things_twice_is_read_as_ever():
+    text = "a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}\n"
+    assert parse(text) == yaml.safe_load(text)
+    assert parse("") is None
+    with pytest.raises(yaml.YAMLError):
+        parse("a: 1\n---\nb: 2")
+
+
+@pytest.mark.parametrize(("old", "new", "says"), [
+    ("seeds: 3", "seeds: '1000000000'", "seeds is the paper's number of runs, 1 to 1000"),
+    ("seeds: 3", f"seeds: '{'9' * 5000}'", "seeds is the paper's number of runs"),
+    ("footnotes:", f"footnotes: {'[' * 60}{']' * 60}\nrows2:", "nested more than 50 deep"),
+    ("footnotes:", f"footnotes: {'[' * 5000}\nrows2:", "is not YAML"),
+])  # fmt: skip
+def test_a_declaration_that_asks_for_billions_is_named(tmp_path, old, new, says):
+    content = (EXPERIMENTS / "kdd24" / "table1.yaml").read_text()
+    assert old in content
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "table.yaml").write_text(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=rf"own/table\.yaml.*{says}"):
+        declare.load(tmp_path, "own/table")
+
+
+def test_a_run_directory_moves_no_cursor_and_brings_no_tag(tmp_path, capsys):
+    folder = tmp_path / "0123"
+    folder.mkdir()
+    evil = "\x1b[2J\x9b1m\u202e<script>"
+    status = {"state": "failed", "started": evil, "host": evil, "commit": evil, "command": evil, "error": evil}
+    (folder / "status.json").write_text(json.dumps(status))
+    config = {"dataset": {"name": evil}, "model": {"name": evil}, "optimizer": {"name": evil}, "seed": 0, "epochs": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    runs.run(["list"], {"runs_dir": str(tmp_path)})
+    runs.run(["show", "0"], {"runs_dir": str(tmp_path)})
+    console.print(f"left at {evil}")
+    out = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\u202e"} & {*out}
+    assert out.count("\\x1b[2J") >= 5
+    assert harmless(f"| {evil} | 1<br>2 | a < b |\n") == r"| \x1b[2J\x9b1m\u202e&lt;script> | 1<br>2 | a < b |" + "\n"
+    with pytest.raises(SystemExit), command("it"):
+        raise UserError(evil + os.fsdecode(b"\xff"))
+    assert capsys.readouterr().err == "it: \\x1b[2J\\x9b1m\\u202e<script>\\udcff\n"
