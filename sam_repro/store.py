@@ -115,7 +115,7 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            return _mapping(parse((self.path / "config.yaml").read_text()))
+            return _configuration(parse((self.path / "config.yaml").read_text()))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
 
@@ -369,6 +369,17 @@ def _mapping(content: Any) -> Row:
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__} is no mapping")
     return content
+
+
+def _configuration(content: Any) -> Row:
+    """The content of a file with a configuration; ValueError where what says which run it is is of another type."""
+    for key in ("dataset", "model", "optimizer"):
+        if not isinstance(_mapping(_mapping(content).get(key)).get("name"), str):
+            raise ValueError(f"{key} has no name")
+    for key in ("seed", "epochs"):
+        if type(content.get(key)) is not int:
+            raise ValueError(f"{key} is no whole number")
+    return _mapping(content)
 
 
 def all_runs(runs_dir: str | Path) -> list[Run]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sam_repro import runs
+from sam_repro import data, runs
 from sam_repro.command import command
 from sam_repro.config import compose
 from sam_repro.console import console
@@ -18,7 +19,7 @@ from sam_repro.data.picture import SUFFIXES, read_image
 from sam_repro.fingerprint import fingerprint
 from sam_repro.models import create
 from sam_repro.plain import harmless
-from sam_repro.results import declare
+from sam_repro.results import declare, load
 from sam_repro.results.declare import EXPERIMENTS
 from sam_repro.schema import FAST, UserError, parse
 from sam_repro.store import Run
@@ -295,3 +296,65 @@ def test_a_run_directory_moves_no_cursor_and_brings_no_tag(tmp_path, capsys):
     with pytest.raises(SystemExit), command("it"):
         raise UserError(evil + os.fsdecode(b"\xff"))
     assert capsys.readouterr().err == "it: \\x1b[2J\\x9b1m\\u202e<script>\\udcff\n"
+
+
+@pytest.mark.parametrize(("word", "says"), [
+    ("dataset.size=1000000000", "out of range: dataset.size is 0 to 1024"),
+    ("dataset.crop=1000000000", "out of range: dataset.crop is 0 to 256"),
+    ("model=pyramidnet110 model.alpha=1000000000", "out of range: model.alpha is 1 to 4096"),
+    ("dataset=glue_sst2 model=roberta_tiny model.width=1000000000", "out of range: model.width is 8 to 8192"),
+    ("dataset=glue_sst2 model=roberta_tiny dataset.max_length=1000000000", "out of range: dataset.max_length is 8 to 512"),
+])  # fmt: skip
+def test_sizes_of_billions_are_out_of_range(word, says):
+    with pytest.raises(UserError, match=says):
+        compose(word.split())
+
+
+NONSENSE = {
+    "metrics": {"": "one or several of accuracy, matthews, f1, each once, not none", "bleu": "not bleu", "f1 f1": "each once"},
+    "labels": {"yes": "at least 2, not 'yes'", "a b a": "words that all differ", "a b c": "f1 is of two classes, not of 3"},
+    "columns": {"Quality Quality": "words that all differ, not 'Quality Quality'", "a b": "has no column '#1 String'"},
+    "text": {"": "dataset.text is empty", "nonsense": "has no column 'nonsense'"},
+    "pair": {"nonsense": "has no column 'nonsense'"},
+    "label": {"": "dataset.label is empty", "#1 String": "'it' is no label"},
+    "train": {"": "dataset.train is empty", "pipe": "pipe is no file"},
+    "sizes": {"": "as in '3668 408', not ''", "many few": "not 'many few'", "1 2 3": "not '1 2 3'"},
+    "folder": {"": "dataset.folder is empty"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in NONSENSE for value in NONSENSE[key]])
+def test_nonsense_in_the_fields_of_glue_is_named(tmp_path, key, value):
+    folder = tmp_path / "glue" / "MRPC"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "pipe")
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("Quality\t#1 String\t#2 String\n1\tit\tthat\n")
+    settings = compose(["dataset=glue_mrpc", "model=roberta_tiny"])["dataset"]
+    with pytest.raises(UserError, match=re.escape(NONSENSE[key][value])):
+        data.load({**settings, key: value}, str(tmp_path))
+
+
+WRONG_TYPES = (
+    "model: 5",
+    "dataset: [x]",
+    "optimizer: sam",
+    "optimizer: {name: [x]}",
+    "seed: x",
+    "epochs: {a: 1}",
+    "epochs: true",
+    "model: null",
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG_TYPES)
+def test_wrong_types_in_the_configuration_of_a_run_are_a_damaged_file(tmp_path, wrong, capsys):
+    folder = tmp_path / "0123"
+    folder.mkdir()
+    (folder / "status.json").write_text('{"state": "failed", "started": "2026", "host": "h", "commit": "c", "command": "it"}')
+    (folder / "config.yaml").write_text(yaml.safe_dump({**compose([]), **yaml.safe_load(wrong)}))
+    runs.run(["list"], {"runs_dir": str(tmp_path)})
+    assert "damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"config\.yaml is missing or damaged"):
+        runs.run(["show", "0"], {"runs_dir": str(tmp_path)})
+    assert load(tmp_path).runs.state.tolist() == ["damaged"]

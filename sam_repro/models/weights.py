@@ -21,7 +21,7 @@ def load(model: nn.Module, weights: Mapping[str, Tensor], said: str, new: Collec
     Raises UserError, which begins with ``said``, where a key has no place or no weights, or another shape.
     """
     own = model.state_dict()
-    refuse([key for key in own if key in weights and _shape(weights[key]) != own[key].shape], said)
+    refuse([key for key in own if key in weights and shape(weights[key]) != shape(own[key])], said)
     found = LOAD(model, weights, strict=False)
     refuse([key for key in (*found.missing_keys, *found.unexpected_keys) if key not in new], said)
     return found
@@ -55,5 +55,6 @@ def whole(said: str, heads: Collection[str]) -> Iterator[None]:
         raise UserError(f"{said}: nothing was loaded.")
 
 
-def _shape(value: Any) -> Any:
+def shape(value: Any) -> Any:
+    """Of a tensor; None of what else a state holds (LSQ: what its quantisers have seen)."""
     return getattr(value, "shape", None)

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..checkpoints import readable
 from ..console import console
-from ..models.weights import load
+from ..models.weights import load, shape
 from ..schema import UserError
 from ..store import find
 
@@ -32,7 +32,7 @@ def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) 
         weights = averaged["model"] if averaged["seen"] else state["model"]
         own = model.state_dict()
         *_, (last, _) = model.named_children()
-        anew = [key for key in own if key.startswith(f"{last}.") and key in weights and weights[key].shape != own[key].shape]
+        anew = [key for key in own if key.startswith(f"{last}.") and key in weights and shape(weights[key]) != shape(own[key])]
     said = f"init_from={run}: the weights of that run ({found.summary['model']}) do not fit this model"
     load(model, {**weights, **{key: own[key] for key in anew}}, said)
     console.print(f"begins with the weights of run {found.id}{', but for ' + ', '.join(anew) if anew else ''}")
