@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
+from .plain import plain
 from .provenance import now, provenance
 from .schema import Diverged, UserError, parse
 
@@ -199,8 +200,11 @@ class Run:
     def held(self, config: Row, command: str) -> Iterator[None]:
         """The run is ours while this lasts: ``status.json`` says running, and then stopped, diverged or failed if it was left early.
 
-        Raises UserError where another process holds it.
+        Raises UserError where another process holds it, and where a path in ``config`` is not UTF-8, which YAML is.
         """
+        for key, value in config.items():
+            if plain(f"{value}") != f"{value}":
+                raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
         with self._locked():
             write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):

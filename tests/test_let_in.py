@@ -358,3 +358,18 @@ def test_wrong_types_in_the_configuration_of_a_run_are_a_damaged_file(tmp_path, 
     with pytest.raises(UserError, match=r"config\.yaml is missing or damaged"):
         runs.run(["show", "0"], {"runs_dir": str(tmp_path)})
     assert load(tmp_path).runs.state.tolist() == ["damaged"]
+
+
+def test_names_that_are_not_utf8_are_named_where_they_cannot_be_kept(tmp_path, capsys):
+    odd = os.fsdecode(b"\xff\xfe")
+    with (
+        pytest.raises(UserError, match=r"data_dir=.* is no text in UTF-8: make a link"),
+        Run(tmp_path, "0123").held({**compose([]), "data_dir": str(tmp_path / odd)}, "it"),
+    ):
+        pass
+    assert not (tmp_path / "0123").exists()
+    (tmp_path / odd).mkdir()
+    (tmp_path / odd / "status.json").write_text('{"state": "done"}')
+    runs.run(["list"], {"runs_dir": str(tmp_path)})
+    assert len(load(tmp_path).runs) == 0
+    assert r"\udcff\udcfe is left out: the name is none of a run" in " ".join(capsys.readouterr().out.split())
