@@ -21,6 +21,7 @@ from .command import command, leave, sentence
 from .config import GROUPS, check_overrides, finish, identity
 from .console import console
 from .device import gpus, resolve_device
+from .plain import plain
 from .schema import CONF, Diverged, UserError, read
 from .store import Run, Watched
 
@@ -42,7 +43,7 @@ def job(composed: DictConfig) -> float | None:
     except Exception as error:
         said = sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"sam_repro: {said or traceback.format_exc()}", file=sys.stderr)
+            print(f"sam_repro: {plain(said or traceback.format_exc())}", file=sys.stderr)
         elif said is not None:
             leave("sam_repro", said, error)
         else:

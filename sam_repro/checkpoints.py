@@ -79,6 +79,22 @@ def check(path: Path) -> None:
         raise UserError(f"{path} is damaged (its checksum is another): rerun=true starts the run anew.")
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What is done with the content meanwhile; UserError where the file is not what was written, or not what is expected in it."""
+    check(path)
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's reader and every part's state have their own
+        if (isinstance(error, (UserError, OSError)) and str(path) in str(error)) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        said = " ".join(str(error).split())[:120].removesuffix(".")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{path} cannot be read ({kind}{said}): rerun=true starts the run anew.") from error
+
+
 def _keep(path: Path, as_: Path) -> None:
     """A second name for the file, so that it is there when ``path`` becomes another; where there are no links, the file itself."""
     with contextlib.suppress(FileNotFoundError):

@@ -29,6 +29,8 @@ QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
 METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files")  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST, DEEPEST = 100_000, 50  # values in a file of YAML, and how deep they are nested
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -66,9 +68,38 @@ def option_file(name: str) -> Path:
     return next((path for folder in FOLDERS if (path := folder / f"{name}.yaml").is_file()), CONF / f"{name}.yaml")
 
 
-def parse(text: str) -> Any:
-    """YAML, by libyaml where PyYAML has it: ten times as fast."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def parse(text: str, loader: Any = FAST) -> Any:
+    """YAML, by libyaml where PyYAML has it: ten times as fast.
+
+    Raises yaml.YAMLError where it is none, and UserError where it would be too large: of few lines, which name each other, billions.
+    """
+    reader = loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        _sized(node, {}, 1)
+        return reader.construct_document(node)
+    except (yaml.YAMLError, UserError):
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:  # a number of 5,000 digits, a date of month 13
+        raise yaml.YAMLError(f"{error}") from error
+    finally:
+        reader.dispose()
+
+
+def _sized(node: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """How many values a node stands for, what it names counted wherever it is named, and how deep; UserError for too many, or too deep."""
+    if id(node) not in known and depth <= DEEPEST:
+        inside = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))] if node.id != "scalar" else []
+        sizes = [_sized(one, known, depth + 1) for one in inside]
+        known[id(node)] = 1 + sum(count for count, _ in sizes), 1 + max((height for _, height in sizes), default=0)
+    count, height = known.get(id(node), (1, 1))
+    if depth + height - 1 > DEEPEST:
+        raise UserError(f"it is nested more than {DEEPEST} deep, or names itself.")
+    if count > MOST:
+        raise UserError(f"it stands for more than {MOST:,} values.")
+    return count, height
 
 
 @cache

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import yaml
 from filelock import FileLock, Timeout
 
+from .plain import plain
 from .provenance import now, provenance
 from .schema import Diverged, UserError, parse
 
@@ -115,7 +116,7 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            return _mapping(parse((self.path / "config.yaml").read_text()))
+            return _configuration(parse((self.path / "config.yaml").read_text()))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
 
@@ -205,8 +206,11 @@ class Run:
     def held(self, config: Row, command: str) -> Iterator[None]:
         """The run is ours while this lasts: ``status.json`` says running, and then stopped, diverged or failed if it was left early.
 
-        Raises UserError where another process holds it.
+        Raises UserError where another process holds it, and where a path in ``config`` is not UTF-8, which YAML is.
         """
+        for key, value in config.items():
+            if plain(f"{value}") != f"{value}":
+                raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
         with self._locked():
             write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
             for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):
@@ -375,6 +379,17 @@ def _mapping(content: Any) -> Row:
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__} is no mapping")
     return content
+
+
+def _configuration(content: Any) -> Row:
+    """The content of a file with a configuration; ValueError where what says which run it is is of another type."""
+    for key in ("dataset", "model", "optimizer"):
+        if not isinstance(_mapping(_mapping(content).get(key)).get("name"), str):
+            raise ValueError(f"{key} has no name")
+    for key in ("seed", "epochs"):
+        if type(content.get(key)) is not int:
+            raise ValueError(f"{key} is no whole number")
+    return _mapping(content)
 
 
 def all_runs(runs_dir: str | Path) -> list[Run]:

@@ -19,6 +19,7 @@ from . import engines
 from .config import Config, finish
 from .engines import BUILT_IN, id_of
 from .fingerprint import fingerprint, other_data
+from .plain import say
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
 
@@ -85,7 +86,7 @@ def _show_best(path: Path) -> None:
         sys.exit("sam_repro: none of the runs came to an end with a score.")
     found = parse(path.read_text())
     words = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
-    print(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
+    say(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
 
 
 def _state(run: Run, job: Config) -> str:
