@@ -6,7 +6,8 @@ the numbers; a number without limits is not negative. ``kind: text`` says of a d
 ``batchnorm: false`` of a model that no sample of a batch changes what it makes of another,
 ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that
 a field is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
-``files: [patterns]`` says of a plug-in's data set what is read of it under ``data_dir``.
+``files: [patterns]`` says of a plug-in's data set what is read of it under ``data_dir``, and ``holds: {train, classes, channels, side}``
+of any how many samples it trains on, at the most, and what a model must know of them, so that much is refused before it is read.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 
@@ -27,7 +28,16 @@ CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_d
 FOLDERS = [CONF]  # where option files lie: the project's own, and behind it those of the plug-ins that were named
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
-METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files")  # of an option file: what it says of its fields
+METADATA = (
+    "choices",
+    "limits",
+    "kind",
+    "scales",
+    "neutral",
+    "batchnorm",
+    "files",
+    "holds",
+)  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
