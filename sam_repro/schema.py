@@ -39,6 +39,7 @@ METADATA = (
     "holds",
 )  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
+LARGEST = 1e12  # of all numbers: far beyond what is meant, and far below what float32 and int64 hold
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -182,20 +183,20 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: tuple[float, float]) -> Any:
     """``value`` as the type of ``default`` within ``limits``, or as one of ``words``; UserError that names it otherwise."""
-    words = list(words)
+    words, kind = list(words), type(default)
     if value == "???":
         raise UserError(f"{name} must be given: {name}=...")
-    if value in words and not isinstance(value, bool):
-        return value
-    kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
         value = float(value)
+    if value in [word for word in words if isinstance(word, str) or type(value) is kind]:  # 0.0 is no word where 0 is one
+        return value
     if isinstance(default, str) and words:
         raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
+    also = "".join(f" or {word}" for word in words)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and kind in (int, float) and not max(limits[0], -LARGEST) <= value <= min(limits[1], LARGEST):
+        raise UserError(f"{name}={short(value)} is out of range: {name} is {_range(value, *limits)}{also}.")
     if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        low, high = limits
-        if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
-            raise UserError(f"{name}={value} is out of range: {name} is {f'at least {low}' if high == math.inf else f'{low} to {high}'}.")
         return value
     said = {
         bool: "true or false",
@@ -205,8 +206,24 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
         dict: "a group of keys",
         list: "a list, as in [a,b]",
     }
-    also = f" or {', '.join(map(str, words))}" if words else ""
-    raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {value!r}.")
+    if value == "":
+        raise UserError(f"{name}= has no value: {name} is {said.get(kind, kind.__name__)}{also}.")
+    raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {short(value)!r}.")
+
+
+def _range(value: float, low: float, high: float) -> str:
+    """The numbers that are allowed, in place of ``value``."""
+    if math.isinf(low):
+        return f"a finite number, {-LARGEST:g} to {LARGEST:g}"
+    if math.isinf(high):
+        return f"at least {low}" if value < low else f"{low} to {LARGEST:g}"
+    return " to ".join(f"{end:g}" if isinstance(end, float) else str(end) for end in (low, high))
+
+
+def short(value: Any) -> Any:
+    """What can be shown in a sentence."""
+    text = str(value)
+    return value if len(text) <= 80 else f"{text[:60]}..."
 
 
 def suggest(word: str, known: Iterable[Any]) -> str:

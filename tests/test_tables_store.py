@@ -136,7 +136,7 @@ rows:
   SGD: {run: optimizer=sgd}
   SAM: {run: optimizer=sam}
   fails: {run: optimizer=layerwise k=30}
-  diverges: {run: optimizer=sgd lr=1e9}
+  diverges: {run: optimizer=sgd lr=1e9 weight_decay=0}
 """
 
 
@@ -178,7 +178,7 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
 def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_path):
     """One that diverges stops no other. SGD's own step needs no timing; runs of the archive have no weights to measure."""
     content = "run: dataset=digits train_fraction=0.05 epochs=1\nmeasure: [cost steps=1, landscape layer=head.linear points=2]\n"
-    content += "rows: {c: {run: optimizer=sgd lr=1e9}, a: {run: optimizer=sgd}, b: {run: optimizer=sam}}"
+    content += "rows: {c: {run: optimizer=sgd lr=1e9 weight_decay=0}, a: {run: optimizer=sgd}, b: {run: optimizer=sam}}"
     folder = declare(tmp_path / "experiments", content)
     words = ["own/t", "device=cpu", f"experiments={folder}", "seeds=0"]
     with pytest.raises(UserError, match=r"hydra/launcher has no option 'no_such'\. There is: basic, joblib"):
