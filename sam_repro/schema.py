@@ -39,7 +39,7 @@ METADATA = (
     "holds",
 )  # of an option file: what it says of its fields
 NOT_NEGATIVE = (0, math.inf)
-LARGEST = 1e12  # of all numbers: far beyond what is meant, and far below what float32 and int64 hold
+LARGEST = 1e12  # of numbers without a limit: far beyond what is meant, and far below what float32 and int64 hold
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -186,7 +186,7 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
     words, kind = list(words), type(default)
     if value == "???":
         raise UserError(f"{name} must be given: {name}=...")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 1e30:
         value = float(value)
     if value in [word for word in words if isinstance(word, str) or type(value) is kind]:  # 0.0 is no word where 0 is one
         return value
@@ -194,7 +194,7 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
         raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
     also = "".join(f" or {word}" for word in words)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and kind in (int, float) and not max(limits[0], -LARGEST) <= value <= min(limits[1], LARGEST):
+    if number and kind in (int, float) and not _finite(limits[0]) <= value <= _finite(limits[1]):
         raise UserError(f"{name}={short(value)} is out of range: {name} is {_range(value, *limits)}{also}.")
     if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return value
@@ -209,6 +209,11 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
     if value == "":
         raise UserError(f"{name}= has no value: {name} is {said.get(kind, kind.__name__)}{also}.")
     raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {short(value)!r}.")
+
+
+def _finite(limit: float) -> float:
+    """A limit, and where there is none that of all numbers."""
+    return limit if math.isfinite(limit) else math.copysign(LARGEST, limit)
 
 
 def _range(value: float, low: float, high: float) -> str:

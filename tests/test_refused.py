@@ -91,8 +91,8 @@ def test_a_table_with_such_a_run_starts_none(tmp_path, monkeypatch):
 
 NONSENSE = {
     "momentum=1": "momentum is 0 to 0.999999.",
-    "lr=0": "lr=0.0 is out of range: lr is 1e-12 to 1e+12.",
-    "lr=1e39": "lr=1e+39 is out of range: lr is 1e-12 to 1e+12.",
+    "lr=0": "lr=0.0 is out of range: lr is 1e-12 to 1e+30.",
+    "lr=1e39": "lr=1e+39 is out of range: lr is 1e-12 to 1e+30.",
     "clip=1e-300": "clip=1e-300 is out of range: clip is 1e-06 to 1e+12 or 0.",
     "optimizer=sam rho=1e39": "rho=1e+39 is out of range: rho is 0 to 1e+12.",
     "optimizer=aesam lambda1=-inf": "lambda1=-inf is out of range: lambda1 is a finite number, -1e+12 to 1e+12.",

@@ -135,7 +135,7 @@ columns: {Acc.: {metric: accuracy}, Norm: {metric: grad_norm}}
 rows:
   SGD: {run: optimizer=sgd}
   SAM: {run: optimizer=sam}
-  fails: {run: optimizer=layerwise k=30}
+  fails: {run: optimizer=layerwise val_fraction=0.001}
   diverges: {run: optimizer=sgd lr=1e9 weight_decay=0}
 """
 
@@ -151,7 +151,7 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     assert "1 of 4 runs are done, 0 at work elsewhere, 3 to do." in out
     assert out.count("done in") == 1
     assert out.count("failed after") == 1
-    assert "k=30 does not fit" in out
+    assert "leaves one part empty" in out
     assert out.count("diverged after") == 1
     assert "1 of 3 runs did not finish" in err
     table = load(folder, "own/t")
