@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from . import engines, plugins, world
 from .command import command, leave, sentence
-from .config import GROUPS, check_overrides, finish, identity
+from .config import GROUPS, check_named_after, check_overrides, finish, identity
 from .console import console
 from .device import gpus, resolve_device
 from .plain import plain
@@ -71,6 +71,8 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
         dry_run(config, run)
         return
     kept = not config["rerun"] and (run.state in ("done", "diverged") or run.begun)
+    if kept and (run.path / "config.yaml").exists():
+        check_named_after(run)
     data = check_data(run, config) if kept else None
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")

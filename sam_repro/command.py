@@ -90,7 +90,8 @@ def sentence(error: Exception) -> str | None:
 
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    of_hydra = isinstance(error, ValueError) and str(error).startswith("Config group override")
+    if of_hydra or isinstance(error, (HydraException, OmegaConfBaseException, RecursionError)):
         from .config import explain
 
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])

@@ -29,10 +29,12 @@ from .schema import (
     options,
     read,
     reference,
+    short,
     suggest,
     typed,
 )
-from .store import find
+from .sense import check_sense
+from .store import Run, find
 
 PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
@@ -52,6 +54,8 @@ OUTSIDE = (
     "logger",
     "wandb",
 )
+PATHS = ("data_dir", "runs_dir", "results_dir")
+NO_WORD = re.compile(r"(null|true|false|[-+]?[\d.]+(e[-+]?\d+)?)?", re.IGNORECASE)  # what Hydra does not take for an option's name
 CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
 
 Config = dict[str, Any]
@@ -76,7 +80,7 @@ def compose(overrides: Sequence[str]) -> Config:
         elif (composed := plainly(overrides)) is None:
             with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
                 composed = hydra.compose("config", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # ValueError: Hydra's own, of its parser
         raise UserError(explain(error, overrides)) from error
     return finish(composed, overrides)
 
@@ -99,8 +103,8 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     factors = {"epochs": scale["epochs"], "steps": scale["epochs"] * scale["data"]}
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
-        if not isinstance(_at(resolved, part), dict):
-            raise UserError(f"{part}={_at(resolved, part)} is no choice: choose an option, {part.replace('.', '/')}=...")
+        if not isinstance(node := _at(resolved, part), dict) or "name" not in node:
+            raise UserError(f"{part}={short(node)} is no choice: choose an option, {part.replace('.', '/')}=...")
         _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, factors, config))
     _common(config, resolved, raw, given)
 
@@ -108,6 +112,7 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     _kinds_fit(config)
     _options_fit(config)
     _scale(config, scale, given)
+    check_sense(config, given)
     m = config["optimizer"].get("samples", {}).get("m")
     if m is not None and config["accumulate"] > 1:
         raise UserError(f"accumulate={config['accumulate']} does not go with mSAM: its m={m} micro-batches pass one by one already.")
@@ -213,8 +218,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for override in overrides:
         key = next(keys_of([override]))
         value = override.partition("=")[2].strip()
-        if key in GROUPS and key != "experiment" and value in ("null", ""):
-            raise UserError(f"{override!r} is no choice.{suggest('', options(key))}")
+        if not key:
+            raise UserError(f"{override!r} has no key: an override is key=value, as in lr=0.1.")
+        if key in PATHS:
+            _check_path(key, value)
+        if key in GROUPS and (value.startswith("[") or any(NO_WORD.fullmatch(one.strip()) for one in value.split(","))):
+            none = " Leave it out for none." if key == "experiment" else suggest(value, options(key))
+            raise UserError(f"{override!r} is no choice.{none}")
         if override.startswith("~"):
             raise UserError(f"{override!r}: a key cannot be removed, only set.")
         if "@" in override.partition("=")[0] or (value.startswith("{") and not key.startswith("hydra")):
@@ -223,10 +233,20 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"{key!r} is not for the command line: choose options (optimizer=sam) and set their own keys (rho=0.1).")
 
 
-def identity(config: Config) -> str:
+def _check_path(key: str, value: str) -> None:
+    """Refuse what is no folder's name."""
+    name = value.strip("'\"")
+    if not name:
+        raise UserError(f"{key}= has no value: it names a folder, as in {key}=some/where.")
+    if name.startswith("~"):
+        raise UserError(f'{key}={value}: no shell replaces this ~; write {key}="$HOME{name[1:]}", or the whole path.')
+
+
+def identity(config: Config, fixes: list[str] | None = None) -> str:
     """The id of the run: ten hex digits of the hash of all that can change its numbers.
 
-    Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before.
+    Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before. ``fixes``: those of
+    ``conf/numerics.yaml`` that there were, where not all that concern it.
     """
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
     cuda = config["device"].startswith("cuda")
@@ -238,10 +258,22 @@ def identity(config: Config) -> str:
         inside[part] = _without_neutral(config[part], read(f"{part}/{config[part]['name']}"))
     method = dict(config["optimizer"])
     method |= {p: _without_neutral(method[p], read(f"optimizer/{p}/{method[p]['name']}")) for p in METHOD_PARTS if p in method}
-    inside |= {"optimizer": method, "device": config["device"].partition(":")[0], "numerics": 1}
-    if fixes := fixed(config):
-        inside["numerics"] = [1, *fixes]
+    known = fixed(config) if fixes is None else fixes
+    inside |= {"optimizer": method, "device": config["device"].partition(":")[0], "numerics": [1, *known] if known else 1}
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def check_named_after(run: Run) -> None:
+    """UserError where the configuration in a run's directory is not the one that the directory is named after: somebody changed it."""
+    config = run.config
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        fixes = fixed(config)
+        if run.id in {identity(config, fixes[:count]) for count in range(len(fixes) + 1)}:  # before a fix its runs had other ids
+            return
+    raise UserError(
+        f"{run.path / 'config.yaml'} is not what run {run.id} is named after: it was changed since. Put it back, or remove the run "
+        f"('runs rm {run.id}') and train anew."
+    )
 
 
 def one_for_all(config: Config) -> bool:
@@ -292,6 +324,12 @@ def keys_of(overrides: Iterable[str]) -> Iterator[str]:
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's complaint as one sentence with a suggestion."""
     text = str(error)
+    if isinstance(error, RecursionError):
+        return "A value is nested too deeply to be read."
+    if override := getattr(error, "override", None):  # its grammar
+        return _unread(str(override))
+    if match := re.search(r"Ambiguous value for argument '([^']*)'", text):
+        return f"{match[1]!r} is several values: -m makes a run of each; a list is written with brackets, [a,b]."
     if match := re.search(r"Could not find '([\w/.-]+)'", text):
         group, _, option = match[1].rpartition("/")
         while group and not is_group(group):  # experiments are two deep: kdd24/cifar10
@@ -305,6 +343,15 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         composed = _what_composes(overrides)
         return _no_such_knob(match[1].partition("@")[0], composed["optimizer"]["name"], composed)
     return text.strip().splitlines()[0]
+
+
+def _unread(override: str) -> str:
+    """Why Hydra's grammar has no place for it."""
+    key, equals, value = str(short(override)).partition("=")
+    if not equals:
+        return f"{key!r} is no override: one is key=value, as in lr=0.1."
+    value = "".join(sign if sign.isprintable() else "?" for sign in value.strip("'\""))
+    return f"{str(short(override))!r} cannot be read: quote a value with signs that mean something to Hydra, {key}=\"'{value}'\"."
 
 
 def _options(group: str, option: str) -> str:

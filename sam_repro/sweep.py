@@ -22,6 +22,7 @@ from .fingerprint import fingerprint, other_data
 from .plain import say
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
+from .trial import Trial
 
 
 class Sweep(Callback):
@@ -34,11 +35,14 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every combination; one that does not fit refuses the sweep, and is named."""
         chooses = config.hydra.runtime.choices["hydra/sweeper"] != BUILT_IN
+        trial = Trial()
         for overrides in [an_example(config)] if chooses else combinations(config):
             try:
                 job = finish(hydra.compose("config", overrides), overrides)
                 if chooses and not job["val_fraction"]:
                     raise UserError("A sweeper tunes on a held-out part, never on the test set: val_fraction=0.1 holds out a tenth.")
+                if Run(job["runs_dir"], id_of(job)).state not in OVER:
+                    trial.check(job)
                 self.jobs.append((overrides, job))
             except Exception as error:
                 sys.exit(f"sam_repro: no job was started, for this one does not fit: {' '.join(overrides)}\n{reason(error, overrides)}")
