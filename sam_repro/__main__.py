@@ -18,11 +18,11 @@ from omegaconf import DictConfig
 
 from . import engines, plugins, world
 from .command import command, leave, sentence
-from .config import GROUPS, check_named_after, check_overrides, finish, identity
+from .config import check_named_after, check_overrides, finish, identity
 from .console import console
 from .device import gpus, resolve_device
 from .plain import plain
-from .schema import CONF, Diverged, UserError, read
+from .schema import CONF, GROUPS, Diverged, UserError, read
 from .store import Run, Watched
 
 

@@ -92,7 +92,7 @@ def sentence(error: Exception) -> str | None:
         return str(error)
     of_hydra = isinstance(error, ValueError) and str(error).startswith("Config group override")
     if of_hydra or isinstance(error, (HydraException, OmegaConfBaseException, RecursionError)):
-        from .config import explain
+        from .complaints import explain
 
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

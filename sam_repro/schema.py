@@ -30,6 +30,10 @@ QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
 # Of an option file: what it says of its fields.
 METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files", "holds")
+PARTS = ("dataset", "model", "base", "schedule")
+GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
+# Of Hydra's own groups, those with options of ours.
+ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
 NOT_NEGATIVE = (0, math.inf)
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST, DEEPEST = 100_000, 50  # values in a file of YAML, and how deep they are nested
@@ -52,6 +56,12 @@ class Diverged(UserError):  # noqa: N818 (a run's state, as stopped and done are
         super().__init__(message)
         self.epoch, self.what = epoch, list(what)
         self.found = dict(found or {})  # of the step: which, its batch, and the numbers of the one before
+
+
+def keys_of(overrides: Iterable[str]) -> Iterator[str]:
+    """``["+a.b=1", "~c"]`` -> ``a.b``, ``c``."""
+    for override in overrides:
+        yield override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def options(group: str) -> list[str]:

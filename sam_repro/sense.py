@@ -5,16 +5,39 @@ from __future__ import annotations
 from collections.abc import Set
 from typing import Any
 
-from .schema import UserError, read
+from .schema import UserError, kind, read
 
 Config = dict[str, Any]
 
 
 def check_sense(config: Config, given: Set[str]) -> None:
     """UserError where a run of the whole configuration would be none, or nobody can mean it; ``given``: the keys that the user set."""
+    _options(config)
     _steps(config)
     _batch(config, given)
     _images(config)
+    _micro(config)
+
+
+def _options(config: Config) -> None:
+    """Refuse options that say nothing together."""
+    mixed = next((key for key in ("mixup", "cutmix") if config[key]), None)
+    if mixed and kind("dataset", config["dataset"]["name"]) != "images":
+        raise UserError(f"{mixed}={config[mixed]} mixes images, and dataset={config['dataset']['name']} has none.")
+    if mixed and config["model"].get("cache"):
+        raise UserError(f"{mixed}={config[mixed]} shows other images in every epoch, and model.cache=true needs the same.")
+    if mixed and config["optimizer"].get("teacher", {}).get("name") == "bank":
+        raise UserError(
+            f"{mixed}={config[mixed]} does not go with SAF, which compares what the model says of the same image in two epochs."
+        )
+    if config["ema"] and config["swa"]:
+        raise UserError("ema= and swa= are two ways to average the weights: set one of them.")
+    if config["early_stopping"] and not config["val_fraction"]:
+        raise UserError(
+            "early_stopping= goes by the score of a held-out part, never by the test set's: val_fraction=0.1 holds out a tenth."
+        )
+    if config["save_every"] and config["processes"] > 1:
+        raise UserError("save_every= is for one process: several save where an epoch ends.")
 
 
 def _steps(config: Config) -> None:
@@ -57,3 +80,12 @@ def _images(config: Config) -> None:
     for key, does in (("cutout", "hides the whole image"), ("crop", "leaves nothing of some images")) if side else ():
         if (value := dataset.get(key, 0)) >= side:
             raise UserError(f"dataset.{key}={value} {does}, of {side} pixels: it is 0 to {side - 1}.")
+
+
+def _micro(config: Config) -> None:
+    """The micro-batches of mSAM."""
+    m = config["optimizer"].get("samples", {}).get("m")
+    if m is not None and config["accumulate"] > 1:
+        raise UserError(f"accumulate={config['accumulate']} does not go with mSAM: its m={m} micro-batches pass one by one already.")
+    if m is not None and config["batch_size"] % m:
+        raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")

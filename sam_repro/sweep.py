@@ -125,6 +125,6 @@ def _parsed(config: DictConfig) -> list[Override]:
 
 def reason(error: Exception, overrides: list[str]) -> str:
     """The error in the user's words."""
-    from .config import explain
+    from .complaints import explain
 
     return str(error) if isinstance(error, UserError) else explain(error, overrides)

@@ -13,11 +13,11 @@ from own_tables import METHODS, declare
 
 from sam_repro import tables
 from sam_repro.__main__ import launch
-from sam_repro.config import GROUPS, check_named_after, compose, identity
+from sam_repro.config import check_named_after, compose, identity
 from sam_repro.measure.finished import find_finished
 from sam_repro.results.declare import load
 from sam_repro.results.select import Request
-from sam_repro.schema import METADATA, UserError, fields, flat, options, read
+from sam_repro.schema import GROUPS, METADATA, UserError, fields, flat, options, read
 from sam_repro.store import Run, all_runs, write
 from sam_repro.trial import Trial
 

@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..config import keys_of
 from ..measure.__main__ import COMMON, parsed
-from ..schema import HERE, UserError, only, parse, suggest
+from ..schema import HERE, UserError, keys_of, only, parse, suggest
 from .metrics import metric_of
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from ...config import check_overrides, keys_of
-from ...schema import NOT_NEGATIVE, UserError, checked, only, options, parse, read, suggest
+from ...config import check_overrides
+from ...schema import NOT_NEGATIVE, UserError, checked, keys_of, only, options, parse, read, suggest
 from ..declare import EXPERIMENTS, SEEDS, Substitute, Words, measures_of
 from ..frames import COLUMNS
 from .judge import Printed, Region, number
