@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from spawned import spawned
+from torch import nn
 
 from sam_repro import models
 from sam_repro.chain import Chain
@@ -76,22 +76,14 @@ def all_cases(folder):
     return found
 
 
-def one_of(rank, count, port, folder):
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    torch.set_num_threads(1)
-    torch.save(all_cases(folder / "runs"), folder / f"{rank}.pt")
+def one_of(rank, folder):
+    return all_cases(folder / "runs")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request, tmp_path_factory):
     """What each of 2, then of 3 processes has."""
-    folder = tmp_path_factory.mktemp("several")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of, (request.param, port, folder), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return spawned(one_of, tmp_path_factory.mktemp("several"), count=request.param, joined=False)
 
 
 @pytest.fixture(scope="module")
