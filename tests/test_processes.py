@@ -268,3 +268,31 @@ def test_one_that_dies_ends_the_training_in_a_sentence_and_it_resumes(tmp_path, 
     weights, rows = outcome(tmp_path)
     assert rows == uninterrupted[1]
     assert apart(weights, uninterrupted[0]) == 0
+
+
+@pytest.mark.long
+def test_one_that_waits_for_another_answers_a_signal_all_the_same(tmp_path):
+    script, ready = tmp_path / "script.py", [tmp_path / "0", tmp_path / "1"]
+    script.write_text(
+        f"""
+import time, torch
+from pathlib import Path
+from torch import distributed
+from sam_repro import world
+from sam_repro.command import command
+from sam_repro.train.processes import together
+with command("here"), together("cpu", Path("none")):
+    distributed.barrier()
+    Path({str(tmp_path)!r}, str(world.rank())).touch()
+    time.sleep(60) if world.rank() == 0 else distributed.all_reduce(torch.ones(1))
+"""
+    )
+    words = [sys.executable, *TORCHRUN, str(script)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not all(path.exists() for path in ready):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(1)  # for the second to come to wait
+    process.send_signal(signal.SIGTERM)
+    said = ended(process)[1]
+    assert [line for line in said.splitlines() if line.startswith("here:")] == ["here: stopped; the same command starts the run anew."], said
