@@ -295,4 +295,5 @@ with command("here"), together("cpu", Path("none")):
     time.sleep(1)  # for the second to come to wait
     process.send_signal(signal.SIGTERM)
     said = ended(process)[1]
-    assert [line for line in said.splitlines() if line.startswith("here:")] == ["here: stopped; the same command starts the run anew."], said
+    (line,) = [line for line in said.splitlines() if line.startswith("here:")]
+    assert line == "here: stopped; the same command starts the run anew."
