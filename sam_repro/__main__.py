@@ -18,10 +18,11 @@ from omegaconf import DictConfig
 
 from . import engines, plugins, world
 from .command import command, leave, sentence
-from .config import GROUPS, check_overrides, finish, identity
+from .config import check_named_after, check_overrides, finish, identity
 from .console import console
 from .device import gpus, resolve_device
-from .schema import CONF, Diverged, UserError, read
+from .plain import plain
+from .schema import CONF, GROUPS, Diverged, UserError, read
 from .store import Run, Watched
 
 
@@ -42,7 +43,7 @@ def job(composed: DictConfig) -> float | None:
     except Exception as error:
         said = sentence(error)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            print(f"sam_repro: {said or traceback.format_exc()}", file=sys.stderr)
+            print(f"sam_repro: {plain(said or traceback.format_exc())}", file=sys.stderr)
         elif said is not None:
             leave("sam_repro", said, error)
         else:
@@ -70,6 +71,8 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
         dry_run(config, run)
         return
     kept = not config["rerun"] and (run.state in ("done", "diverged") or run.begun)
+    if kept and (run.path / "config.yaml").exists():
+        check_named_after(run)
     data = check_data(run, config) if kept else None
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")

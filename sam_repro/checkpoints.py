@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from .files import checksums, replacing, write
 from .schema import UserError
-from .store import replacing, write
 
 PREVIOUS = "previous.pt"
 CHECKSUMS = "checksums.json"
@@ -87,6 +87,22 @@ def check(path: Path) -> None:
         raise UserError(f"{path} is damaged (its checksum is another): rerun=true starts the run anew.")
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What is done with the content meanwhile; UserError where the file is not what was written, or not what is expected in it."""
+    check(path)
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's reader and every part's state have their own
+        if (isinstance(error, (UserError, OSError)) and str(path) in str(error)) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        said = " ".join(str(error).split())[:120].removesuffix(".")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{path} cannot be read ({kind}{said}): rerun=true starts the run anew.") from error
+
+
 def _keep(path: Path, as_: Path) -> None:
     """A second name for the file, so that it is there when ``path`` becomes another; where there are no links, the file itself."""
     with contextlib.suppress(FileNotFoundError):
@@ -102,8 +118,4 @@ def _note(folder: Path, known: dict[str, list[str]]) -> None:
 
 
 def _known(folder: Path) -> dict[str, list[str]]:
-    try:
-        content = json.loads((folder / CHECKSUMS).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return checksums(folder / CHECKSUMS)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from . import world
+from .plain import plain
 from .schema import UserError
 
 
@@ -78,7 +79,7 @@ def _leave(name: str, reason: str, resumes: str, status: int) -> NoReturn:
         reason, gone = found
         state, status = (gone, 1) if gone and not reason else (state, status)
     said = reason or f"{state}{'; ' * bool(resumes)}{resumes}."
-    print(f"{'' if reason else chr(10)}{name}: {said}", file=sys.stderr)
+    print(f"{'' if reason else chr(10)}{name}: {plain(said)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -89,8 +90,9 @@ def sentence(error: Exception) -> str | None:
 
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        from .config import explain
+    of_hydra = isinstance(error, ValueError) and str(error).startswith("Config group override")
+    if of_hydra or isinstance(error, (HydraException, OmegaConfBaseException, RecursionError)):
+        from .complaints import explain
 
         return explain(error, [arg for arg in sys.argv[1:] if not arg.startswith("-")])
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from typing import Any
 
@@ -14,44 +14,36 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import plugins
+from .complaints import explain, no_such_knob
 from .loggers import check
 from .schema import (
     CONF,
+    GROUPS,
     METADATA,
     METHOD_PARTS,
-    QUESTIONS,
+    PARTS,
     Fields,
     UserError,
     fields,
     flat,
-    is_group,
+    keys_of,
     kind,
     options,
     read,
     reference,
+    short,
     suggest,
     typed,
-)
-from .store import find
+)  # fmt: skip
+from .sense import check_sense
+from .store import Run, find
 
-PARTS = ("dataset", "model", "base", "schedule")
-GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
-# Of Hydra's own groups, those with options of ours.
-ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
 # Where a run lies and how it is watched: no part of what it is.
 OUTSIDE = (
-    "data_dir",
-    "runs_dir",
-    "results_dir",
-    "workers",
-    "rerun",
-    "dry_run",
-    "norms_every",
-    "save_every",
-    "check_every",
-    "logger",
-    "wandb",
-)
+    "data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "save_every", "check_every", "logger", "wandb",
+)  # fmt: skip
+PATHS = ("data_dir", "runs_dir", "results_dir")
+NO_WORD = re.compile(r"(null|true|false|[-+]?[\d.]+(e[-+]?\d+)?)?", re.IGNORECASE)  # what Hydra does not take for an option's name
 CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
 
 Config = dict[str, Any]
@@ -76,7 +68,7 @@ def compose(overrides: Sequence[str]) -> Config:
         elif (composed := plainly(overrides)) is None:
             with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
                 composed = hydra.compose("config", list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:  # ValueError: Hydra's own, of its parser
         raise UserError(explain(error, overrides)) from error
     return finish(composed, overrides)
 
@@ -99,20 +91,20 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     factors = {"epochs": scale["epochs"], "steps": scale["epochs"] * scale["data"]}
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
-        if not isinstance(_at(resolved, part), dict):
-            raise UserError(f"{part}={_at(resolved, part)} is no choice: choose an option, {part.replace('.', '/')}=...")
+        if not isinstance(node := _at(resolved, part), dict) or "name" not in node:
+            raise UserError(f"{part}={short(node)} is no choice: choose an option, {part.replace('.', '/')}=...")
         _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, factors, config))
     _common(config, resolved, raw, given)
 
     plugins.check_options(config)
     _kinds_fit(config)
-    _options_fit(config)
     _scale(config, scale, given)
-    m = config["optimizer"].get("samples", {}).get("m")
-    if m is not None and config["accumulate"] > 1:
-        raise UserError(f"accumulate={config['accumulate']} does not go with mSAM: its m={m} micro-batches pass one by one already.")
-    if m is not None and config["batch_size"] % m:
-        raise UserError(f"m={m} does not divide batch_size={config['batch_size']}: the micro-batches of mSAM are equal.")
+    check_sense(config, given)
+    if config["init_from"]:
+        found = find(config["runs_dir"], config["init_from"])
+        if found.state != "done":
+            raise UserError(f"init_from={config['init_from']}: that run is {found.state}, not done.")
+        config["init_from"] = found.id
     return config
 
 
@@ -122,32 +114,6 @@ def _kinds_fit(config: Config) -> None:
     if kind("model", config["model"]["name"]) != held:
         fitting = ", ".join(name for name in options("model") if kind("model", name) == held)
         raise UserError(f"model={config['model']['name']} cannot read dataset={dataset}, which holds {held}: choose a model of {fitting}.")
-
-
-def _options_fit(config: Config) -> None:
-    """Refuse options that say nothing together."""
-    mixed = next((key for key in ("mixup", "cutmix") if config[key]), None)
-    if mixed and kind("dataset", config["dataset"]["name"]) != "images":
-        raise UserError(f"{mixed}={config[mixed]} mixes images, and dataset={config['dataset']['name']} has none.")
-    if mixed and config["model"].get("cache"):
-        raise UserError(f"{mixed}={config[mixed]} shows other images in every epoch, and model.cache=true needs the same.")
-    if mixed and config["optimizer"].get("teacher", {}).get("name") == "bank":
-        raise UserError(
-            f"{mixed}={config[mixed]} does not go with SAF, which compares what the model says of the same image in two epochs."
-        )
-    if config["ema"] and config["swa"]:
-        raise UserError("ema= and swa= are two ways to average the weights: set one of them.")
-    if config["early_stopping"] and not config["val_fraction"]:
-        raise UserError(
-            "early_stopping= goes by the score of a held-out part, never by the test set's: val_fraction=0.1 holds out a tenth."
-        )
-    if config["save_every"] and config["processes"] > 1:
-        raise UserError("save_every= is for one process: several save where an epoch ends.")
-    if config["init_from"]:
-        found = find(config["runs_dir"], config["init_from"])
-        if found.state != "done":
-            raise UserError(f"init_from={config['init_from']}: that run is {found.state}, not done.")
-        config["init_from"] = found.id
 
 
 def _scale(config: Config, scale: Config, given: set[str]) -> None:
@@ -199,7 +165,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
 
     unread = {f"optimizer.{key}" for key in resolved["optimizer"].keys() - config["optimizer"].keys()}
     for key in sorted((unread | resolved.keys() - config.keys()) & given - set(GROUPS)):
-        raise UserError(_no_such_knob(key, resolved["optimizer"]["name"], resolved))
+        raise UserError(no_such_knob(key, resolved["optimizer"]["name"], resolved))
 
 
 def check_device(name: str) -> None:
@@ -213,8 +179,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for override in overrides:
         key = next(keys_of([override]))
         value = override.partition("=")[2].strip()
-        if key in GROUPS and key != "experiment" and value in ("null", ""):
-            raise UserError(f"{override!r} is no choice.{suggest('', options(key))}")
+        if not key:
+            raise UserError(f"{override!r} has no key: an override is key=value, as in lr=0.1.")
+        if key in PATHS:
+            _check_path(key, value)
+        if key in GROUPS and (value.startswith("[") or any(NO_WORD.fullmatch(one.strip()) for one in value.split(","))):
+            none = " Leave it out for none." if key == "experiment" else suggest(value, options(key))
+            raise UserError(f"{override!r} is no choice.{none}")
         if override.startswith("~"):
             raise UserError(f"{override!r}: a key cannot be removed, only set.")
         if "@" in override.partition("=")[0] or (value.startswith("{") and not key.startswith("hydra")):
@@ -223,10 +194,20 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"{key!r} is not for the command line: choose options (optimizer=sam) and set their own keys (rho=0.1).")
 
 
-def identity(config: Config) -> str:
+def _check_path(key: str, value: str) -> None:
+    """Refuse what is no folder's name."""
+    name = value.strip("'\"")
+    if not name:
+        raise UserError(f"{key}= has no value: it names a folder, as in {key}=some/where.")
+    if name.startswith("~"):
+        raise UserError(f'{key}={value}: no shell replaces this ~; write {key}="$HOME{name[1:]}", or the whole path.')
+
+
+def identity(config: Config, fixes: list[str] | None = None) -> str:
     """The id of the run: ten hex digits of the hash of all that can change its numbers.
 
-    Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before.
+    Paths and the like are left out, and so is the device's index; ``device`` must be resolved (no ``auto``) before. ``fixes``: those of
+    ``conf/numerics.yaml`` that there were, where not all that concern it.
     """
     # Knobs are left out as well: they are in the parts that read them, however they were set there.
     cuda = config["device"].startswith("cuda")
@@ -238,10 +219,22 @@ def identity(config: Config) -> str:
         inside[part] = _without_neutral(config[part], read(f"{part}/{config[part]['name']}"))
     method = dict(config["optimizer"])
     method |= {p: _without_neutral(method[p], read(f"optimizer/{p}/{method[p]['name']}")) for p in METHOD_PARTS if p in method}
-    inside |= {"optimizer": method, "device": config["device"].partition(":")[0], "numerics": 1}
-    if fixes := fixed(config):
-        inside["numerics"] = [1, *fixes]
+    known = fixed(config) if fixes is None else fixes
+    inside |= {"optimizer": method, "device": config["device"].partition(":")[0], "numerics": [1, *known] if known else 1}
     return hashlib.sha1(json.dumps(inside, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def check_named_after(run: Run) -> None:
+    """UserError where the configuration in a run's directory is not the one that the directory is named after: somebody changed it."""
+    config = run.config
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        fixes = fixed(config)
+        if run.id in {identity(config, fixes[:count]) for count in range(len(fixes) + 1)}:  # before a fix its runs had other ids
+            return
+    raise UserError(
+        f"{run.path / 'config.yaml'} is not what run {run.id} is named after: it was changed since. Put it back, or remove the run "
+        f"('runs rm {run.id}') and train anew."
+    )
 
 
 def one_for_all(config: Config) -> bool:
@@ -280,83 +273,7 @@ def _matches(values: Config, condition: Config) -> bool:
     return all(key in values and any(fnmatch(str(values[key]), pattern) for pattern in one.split("|")) for key, one in condition.items())
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
-
-
-def keys_of(overrides: Iterable[str]) -> Iterator[str]:
-    """``["+a.b=1", "~c"]`` -> ``a.b``, ``c``."""
-    for override in overrides:
-        yield override.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's complaint as one sentence with a suggestion."""
-    text = str(error)
-    if match := re.search(r"Could not find '([\w/.-]+)'", text):
-        group, _, option = match[1].rpartition("/")
-        while group and not is_group(group):  # experiments are two deep: kdd24/cifar10
-            group, _, head = group.rpartition("/")
-            option = f"{head}/{option}"
-        if group.startswith("hydra/"):
-            return f"{group} has no option {option!r}.{suggest(option, ENGINES.get(group, ()))}"
-        return f"{group} has no option {option!r}.{_options(group, option)}"
-    match = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
-    if match:
-        composed = _what_composes(overrides)
-        return _no_such_knob(match[1].partition("@")[0], composed["optimizer"]["name"], composed)
-    return text.strip().splitlines()[0]
-
-
-def _options(group: str, option: str) -> str:
-    found = suggest(option, options(group))
-    return (
-        found
-        if "Did you mean" in found or group not in plugins.BRINGS
-        else f"{found} One of your own needs plugins=, the module that has it."
-    )
-
-
-def _no_such_knob(key: str, method: str, composed: Config) -> str:
-    owners = [name for name in options("optimizer") if key in read(f"optimizer/{name}")]
-    known = [name for name in (*_dotted(composed), *GROUPS) if name != key]
-    if key.startswith("optimizer/"):
-        questions = ", ".join(f"optimizer/{question}" for question in QUESTIONS if question in composed["optimizer"])
-        return f"optimizer={method} has no {key!r}{'; it has: ' + questions if questions else ': it makes no ascent'}."
-    if owners and method not in owners:
-        return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}."
-    if owners:
-        return f"{key!r} is not read: the part of optimizer={method} that reads it was swapped for another."
-    if key == "momentum":
-        return "'momentum' belongs to base=sgd."
-    return f"There is no key {key!r}.{_close(key, known)}"
-
-
-def _close(key: str, known: list[str]) -> str:
-    found = suggest(key, known)
-    return found if "Did you mean" in found else " 'python -m sam_repro --cfg job' shows every key."
-
-
-def _what_composes(overrides: Sequence[str]) -> Config:
-    """The configuration that the group choices alone give: the keys there were to choose from."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), job_name="sam_repro", version_base="1.3"):
-        choices = [o for o in overrides if next(keys_of([o])) in GROUPS]
-        for attempt in (choices, [o for o in choices if not o.startswith("optimizer/")]):
-            with contextlib.suppress(Exception):
-                content: Any = OmegaConf.to_container(hydra.compose("config", attempt), resolve=False)
-                return content
-        return _what_composes([])
-
-
-def _dotted(node: Config, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if key not in (*METADATA, "methods", "hydra"):
-            yield prefix + key
-            if isinstance(value, dict):
-                yield from _dotted(value, f"{prefix}{key}.")
+# -- the tree of the configuration ---------------------------------------------------------------------------------------
 
 
 def _at(node: Config, dotted: str) -> Config:

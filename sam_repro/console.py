@@ -6,10 +6,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console as Console
+import rich.console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from . import world
+from .plain import plain
+
+
+class Console(rich.console.Console):
+    """What is printed is shown, and does nothing to the terminal."""
+
+    def print(self, *objects: Any, **style: Any) -> None:
+        """As rich's."""
+        super().print(*(plain(one) if isinstance(one, str) else one for one in objects), **style)
+
 
 console = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty(), quiet=world.rank() > 0)
 

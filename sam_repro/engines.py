@@ -19,10 +19,10 @@ from hydra.types import RunMode
 
 from . import world
 from .command import sentence
-from .config import ENGINES, Config, identity
+from .config import Config, identity
 from .device import resolve_device
 from .places import a_free_one, cores, gpus, shares
-from .schema import UserError
+from .schema import ENGINES, UserError
 from .store import Run
 
 BUILT_IN = "basic"

@@ -8,6 +8,7 @@ from . import plugins
 from .command import command
 from .config import complete
 from .measure.finished import find_finished
+from .plain import say
 from .schema import UserError, suggest
 
 USAGE = "python -m sam_repro.evaluate run=ID [runs_dir=runs] [data_dir=...] [device=auto] [plugins=...]"
@@ -44,7 +45,7 @@ def evaluate_run(run: str, runs_dir: str = "runs", data_dir: str | None = None, 
         job.take_average()
         scores = evaluate(job.model, job.scored_samples(), job.dataset.metrics, config["precision"])
     said = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
-    print(f"run {found.id}, epoch {job.epoch}: test {said} on {len(job.parts.score):,} samples")
+    say(f"run {found.id}, epoch {job.epoch}: test {said} on {len(job.parts.score):,} samples")
     return scores[job.dataset.metrics[0]]
 
 

@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .files import write
 from .schema import UserError, read
-from .store import Row, Run, write
+from .store import Row, Run
 
 # Of every data set, what is read of it, under data_dir.
 FILES = {
@@ -52,7 +53,7 @@ def fingerprint(dataset: Row, data_dir: str) -> Row | None:
         digest = hashlib.sha1()
         for sample in listed["samples"]:
             with (root / sample).open("rb") as file:
-                digest.update(sample.encode() + file.read(SIZE))
+                digest.update(os.fsencode(sample) + file.read(SIZE))
     except OSError:
         return None
     return {"name": name, "files": listed["files"], "bytes": listed["bytes"], "sha1": digest.hexdigest()} if listed["files"] else None
@@ -65,7 +66,7 @@ def _listed(root: Path, patterns: tuple[str, ...]) -> dict[str, Any]:
     place, known = str(root.resolve() / patterns[0]), _remembered()
     if (kept := known.get(place)) and kept.get("seen") == seen:
         return kept
-    paths = sorted(path for pattern in patterns for path in root.glob(pattern) if not path.name.startswith(".") and path.is_file())
+    paths = sorted(path for pattern in patterns for path in root.glob(pattern) if not _hidden(path.relative_to(root)) and path.is_file())
     chosen = sorted({round(i * (len(paths) - 1) / (SAMPLES - 1)) for i in range(SAMPLES)}) if paths else []
     samples = [paths[index].relative_to(root).as_posix() for index in chosen]
     found = {"seen": seen, "files": len(paths), "bytes": sum(path.stat().st_size for path in paths), "samples": samples}
@@ -73,6 +74,10 @@ def _listed(root: Path, patterns: tuple[str, ...]) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # it is taken anew next time
             write(CACHE, json.dumps({**known, place: found}) + "\n")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _remembered() -> dict[str, Any]:

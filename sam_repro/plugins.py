@@ -153,7 +153,10 @@ def source(spec: ModuleSpec) -> str:
 
 def recorded(value: Any) -> dict[str, str]:
     """Names and hashes, for the configuration, of the plug-ins in its ``plugins``; UserError for one that the user has not named."""
-    names = [name_of(str(word)) for word in ([value] if isinstance(value, str) else value)]
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list):
+        raise UserError(f"plugins is a list of modules, as in [a,b], not {value!r}.")
+    names = [name_of(str(word)) for word in words]
     for name in names:
         if name not in NAMED:
             raise UserError(

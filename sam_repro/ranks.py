@@ -7,8 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from socket import socketpair
+from threading import Thread
 from typing import Any
 from uuid import uuid4
 
@@ -62,6 +65,32 @@ def last_word(reason: str) -> tuple[str, str] | None:
     return " ".join(dict.fromkeys(word for word in words.values() if word)), gone(missing, world.count()) if missing else ""
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """A signal is answered at once, that this process lives: it may be waiting for another one, which has been interrupted too.
+
+    Python's own handlers run between two lines of Python only, and a collective is one: it ends when the other process has.
+    """
+    ours, theirs = socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno())
+
+    def answer() -> None:
+        if ours.recv(1):
+            with suppress(RuntimeError, OSError):  # the store is gone, with the machine that had it
+                _store().compare_set(_key(world.rank()), "", "")  # sets what is not there; what is said by then stays
+
+    listener = Thread(target=answer, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
+        listener.join(timeout=PATIENCE)
+        ours.close()
+
+
 def undisturbed() -> None:
     """End in peace: torchrun interrupts whoever lives as soon as one has ended, at whatever point of its own end that one is."""
     for one in (signal.SIGTERM, signal.SIGINT):
@@ -76,13 +105,20 @@ def gone(ranks: Sequence[int], count: int) -> str:
 
 def _words_of_all(reason: str) -> Mapping[int, str]:
     """What each process says that answers in time."""
-    from torch import distributed
-
-    connect: Any = getattr(distributed, "TCPStore")  # noqa: B009 (torch does not export it in so many words)
-    store = connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=20))
-    keys = [f"sam_repro/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{rank}" for rank in range(world.count())]
+    store, keys = _store(), [_key(rank) for rank in range(world.count())]
     store.set(keys[world.rank()], reason)
     until = time.monotonic() + PATIENCE
     while not store.check(keys) and time.monotonic() < until:
         time.sleep(0.05)
     return {rank: store.get(key).decode() for rank, key in enumerate(keys) if store.check([key])}
+
+
+def _store() -> Any:
+    from torch import distributed
+
+    connect: Any = getattr(distributed, "TCPStore")  # noqa: B009 (torch does not export it in so many words)
+    return connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=20))
+
+
+def _key(rank: int) -> str:
+    return f"sam_repro/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{rank}"

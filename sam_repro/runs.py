@@ -13,9 +13,11 @@ import yaml
 from . import plugins
 from .command import command
 from .config import OUTSIDE, compose, identity
+from .files import write
 from .fingerprint import describe
+from .plain import say
 from .schema import UserError, suggest
-from .store import OVER, Run, all_runs, find, write
+from .store import OVER, Run, all_runs, find
 
 USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results out=FILE title=TEXT]
   list                      every run, a line each
@@ -52,7 +54,7 @@ def run(words: list[str], settings: dict[str, str]) -> None:
         case ["rm", *prefixes] if prefixes:
             for found in [find(runs_dir, prefix) for prefix in prefixes]:
                 found.remove()
-                print(f"removed {found.path}")
+                say(f"removed {found.path}")
         case ["archive", "--done"]:
             keep([found for found in all_runs(runs_dir) if _over(found)], Path(results_dir) / "runs")
         case ["archive", *prefixes] if prefixes:
@@ -63,7 +65,7 @@ def run(words: list[str], settings: dict[str, str]) -> None:
             from .results.frames import export, load
 
             export(load(runs_dir), Path(out or "runs.parquet"))
-            print(out or "runs.parquet")
+            say(out or "runs.parquet")
         case ["import", folder]:
             take_in(Path(folder), Path(runs_dir))
         case _:
@@ -74,7 +76,7 @@ def _over(run: Run) -> bool:
     try:
         return run.state in OVER
     except UserError as error:
-        print(f"left out: {error}")
+        say(f"left out: {error}")
         return False
 
 
@@ -86,9 +88,9 @@ def keep(runs: list[Run], place: Path) -> None:
         if found.state not in OVER:
             raise UserError(f"Run {found.id} is {found.state}: only what is over is archived.")
         archive(found, place)
-        print(f"archived {place / found.id}")
+        say(f"archived {place / found.id}")
     if not runs:
-        print("There is no run that is over.")
+        say("There is no run that is over.")
 
 
 def html(runs: list[Run], runs_dir: str, out: Path, title: str) -> None:
@@ -102,7 +104,7 @@ def html(runs: list[Run], runs_dir: str, out: Path, title: str) -> None:
     except ImportError as error:
         raise UserError("The page needs altair and vl-convert-python: pip install 'sam-repro[figures]'.") from error
     write(out, page(load(runs_dir), [run.id for run in runs], title or f"sam-repro: {len(runs)} runs"))
-    print(out)
+    say(out)
 
 
 def take_in(folder: Path, runs_dir: Path) -> None:
@@ -125,14 +127,14 @@ def take_in(folder: Path, runs_dir: Path) -> None:
             )
     for run in found:
         if (runs_dir / run.id).exists():
-            print(f"{run.id} is here already")
+            say(f"{run.id} is here already")
             continue
         part = runs_dir / f".{run.id}.part"
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(run.path, part, symlinks=True, ignore=shutil.ignore_patterns(".*"))
         write(part / "config.yaml", yaml.safe_dump({**usual(), **run.config}, sort_keys=False))
         part.rename(runs_dir / run.id)
-        print(f"imported {run.id}")
+        say(f"imported {run.id}")
 
 
 def usual() -> dict[str, Any]:
@@ -148,7 +150,7 @@ def show_list(runs_dir: str) -> None:
     if runs:
         show_runs([_row(run) for run in runs])
     else:
-        print(f"There are no runs in {runs_dir}.")
+        say(f"There are no runs in {runs_dir}.")
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -163,15 +165,15 @@ def show(run: Run) -> None:
     from .tracking.console import show_summary
 
     status = run.status
-    print(f"run      {run.id}: {run.state}, started {status.get('started')} on {status.get('host')}, commit {status.get('commit')}")
-    print(f"command  {status.get('command')}")
+    say(f"run      {run.id}: {run.state}, started {status.get('started')} on {status.get('host')}, commit {status.get('commit')}")
+    say(f"command  {status.get('command')}")
     if status.get("error"):
-        print(f"error    {status['error']}")
+        say(f"error    {status['error']}")
     if last := status.get("last_finite"):
-        print(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
+        say(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
     if data := status.get("data"):
-        print(f"data     {describe(data)}")
-    print(f"config   {json.dumps(run.config)}")
+        say(f"data     {describe(data)}")
+    say(f"config   {json.dumps(run.config)}")
     if run.summary:
         show_summary(run.summary, str(run.path))
 

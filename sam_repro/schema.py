@@ -6,7 +6,8 @@ the numbers; a number without limits is not negative. ``kind: text`` says of a d
 ``batchnorm: false`` of a model that no sample of a batch changes what it makes of another,
 ``scales: {field: epochs}`` (or ``steps``) that a field counts those, and follows ``conf/scale``, and ``neutral: {field: value}`` that
 a field is younger than the rest, with the value that stands for what was done before: with it, a run keeps the id that it had.
-``files: [patterns]`` says of a plug-in's data set what is read of it under ``data_dir``.
+``files: [patterns]`` says of a plug-in's data set what is read of it under ``data_dir``, and ``holds: {train, classes, channels, side}``
+of any how many samples it trains on, at the most, and what a model must know of them, so that much is refused before it is read.
 Knows neither torch nor Hydra, so that the library's ``create`` and the command line check a value in the same way, and at once.
 """
 
@@ -27,8 +28,16 @@ CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_d
 FOLDERS = [CONF]  # where option files lie: the project's own, and behind it those of the plug-ins that were named
 QUESTIONS = ("when", "where", "between", "samples")
 METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
-METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files")  # of an option file: what it says of its fields
+# Of an option file: what it says of its fields.
+METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files", "holds")
+PARTS = ("dataset", "model", "base", "schedule")
+GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
+# Of Hydra's own groups, those with options of ours.
+ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
 NOT_NEGATIVE = (0, math.inf)
+FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MOST, DEEPEST = 100_000, 50  # values in a file of YAML, and how deep they are nested
+LARGEST = 1e12  # of numbers without a limit: far beyond what is meant, and far below what float32 and int64 hold
 REFERENCE = re.compile(r"^\$\{([\w.]+)\}$")
 
 
@@ -49,6 +58,12 @@ class Diverged(UserError):  # noqa: N818 (a run's state, as stopped and done are
         self.found = dict(found or {})  # of the step: which, its batch, and the numbers of the one before
 
 
+def keys_of(overrides: Iterable[str]) -> Iterator[str]:
+    """``["+a.b=1", "~c"]`` -> ``a.b``, ``c``."""
+    for override in overrides:
+        yield override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
 def options(group: str) -> list[str]:
     """The options of a group, e.g. ``options("optimizer/when")``; experiments as ``paper/benchmark``."""
     pattern = "**/*.yaml" if group == "experiment" else "*.yaml"
@@ -66,9 +81,38 @@ def option_file(name: str) -> Path:
     return next((path for folder in FOLDERS if (path := folder / f"{name}.yaml").is_file()), CONF / f"{name}.yaml")
 
 
-def parse(text: str) -> Any:
-    """YAML, by libyaml where PyYAML has it: ten times as fast."""
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def parse(text: str, loader: Any = FAST) -> Any:
+    """YAML, by libyaml where PyYAML has it: ten times as fast.
+
+    Raises yaml.YAMLError where it is none, and UserError where it would be too large: of few lines, which name each other, billions.
+    """
+    reader = loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        _sized(node, {}, 1)
+        return reader.construct_document(node)
+    except (yaml.YAMLError, UserError):
+        raise
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:  # a number of 5,000 digits, a date of month 13
+        raise yaml.YAMLError(f"{error}") from error
+    finally:
+        reader.dispose()
+
+
+def _sized(node: Any, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
+    """How many values a node stands for, what it names counted wherever it is named, and how deep; UserError for too many, or too deep."""
+    if id(node) not in known and depth <= DEEPEST:
+        inside = [one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))] if node.id != "scalar" else []
+        sizes = [_sized(one, known, depth + 1) for one in inside]
+        known[id(node)] = 1 + sum(count for count, _ in sizes), 1 + max((height for _, height in sizes), default=0)
+    count, height = known.get(id(node), (1, 1))
+    if depth + height - 1 > DEEPEST:
+        raise UserError(f"it is nested more than {DEEPEST} deep, or names itself.")
+    if count > MOST:
+        raise UserError(f"it stands for more than {MOST:,} values.")
+    return count, height
 
 
 @cache
@@ -172,20 +216,20 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: tuple[float, float]) -> Any:
     """``value`` as the type of ``default`` within ``limits``, or as one of ``words``; UserError that names it otherwise."""
-    words = list(words)
+    words, kind = list(words), type(default)
     if value == "???":
         raise UserError(f"{name} must be given: {name}=...")
-    if value in words and not isinstance(value, bool):
-        return value
-    kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 1e30:
         value = float(value)
+    if value in [word for word in words if isinstance(word, str) or type(value) is kind]:  # 0.0 is no word where 0 is one
+        return value
     if isinstance(default, str) and words:
         raise UserError(f"{name} is one of {', '.join(map(str, words))}, not {value!r}.{suggest(str(value), words)}")
+    also = "".join(f" or {word}" for word in words)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and kind in (int, float) and not _finite(limits[0]) <= value <= _finite(limits[1]):
+        raise UserError(f"{name}={short(value)} is out of range: {name} is {_range(value, *limits)}{also}.")
     if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        low, high = limits
-        if kind in (int, float) and not (low <= value <= high and math.isfinite(value)):
-            raise UserError(f"{name}={value} is out of range: {name} is {f'at least {low}' if high == math.inf else f'{low} to {high}'}.")
         return value
     said = {
         bool: "true or false",
@@ -195,8 +239,29 @@ def checked(name: str, value: Any, default: Any, words: Iterable[Any], limits: t
         dict: "a group of keys",
         list: "a list, as in [a,b]",
     }
-    also = f" or {', '.join(map(str, words))}" if words else ""
-    raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {value!r}.")
+    if value == "":
+        raise UserError(f"{name}= has no value: {name} is {said.get(kind, kind.__name__)}{also}.")
+    raise UserError(f"{name} is {said.get(kind, kind.__name__)}{also}, not {short(value)!r}.")
+
+
+def _finite(limit: float) -> float:
+    """A limit, and where there is none that of all numbers."""
+    return limit if math.isfinite(limit) else math.copysign(LARGEST, limit)
+
+
+def _range(value: float, low: float, high: float) -> str:
+    """The numbers that are allowed, in place of ``value``."""
+    if math.isinf(low):
+        return f"a finite number, {-LARGEST:g} to {LARGEST:g}"
+    if math.isinf(high):
+        return f"at least {low}" if value < low else f"{low} to {LARGEST:g}"
+    return " to ".join(f"{end:g}" if isinstance(end, float) else str(end) for end in (low, high))
+
+
+def short(value: Any) -> Any:
+    """What can be shown in a sentence."""
+    text = str(value)
+    return value if len(text) <= 80 else f"{text[:60]}..."
 
 
 def suggest(word: str, known: Iterable[Any]) -> str:

@@ -20,11 +20,13 @@ import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
+from .files import checksums, write
+from .plain import plain
 from .provenance import now, provenance
 from .schema import Diverged, UserError, parse
 
@@ -57,6 +59,7 @@ SUMMARY = (
 METRICS: tuple[tuple[str, ...], tuple[str, ...]] = (
     (), ("epoch", "train_loss", "grad_norm", "images_per_second", "seconds", "steps", "sampling_number")
 )  # fmt: skip
+DATA = ("name", "sha1"), ("files", "bytes")
 RESULTS = {
     "sharpness": {"lambda_max", "samples", "of"}, "landscape": {"layer", "x", "y", "loss", "samples", "of"},
     "norms": {"layers", "grad_norm"}, "cost": {"methods", "steps", "date", "commit"},
@@ -86,7 +89,8 @@ class Run:
     def status(self) -> Row:
         """``status.json``; empty before the run has started."""
         content = self._json("status.json")
-        if content and content.get("state") not in STATES:
+        known = content.get("data")
+        if content and (content.get("state") not in STATES or not (known is None or _has(known, *DATA))):
             raise self._damaged("status.json")
         return content
 
@@ -123,7 +127,7 @@ class Run:
     def config(self) -> Row:
         """``config.yaml``."""
         try:
-            return _mapping(parse(self.text("config.yaml")))
+            return _configuration(parse(self.text("config.yaml")))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise self._damaged("config.yaml") from error
 
@@ -134,11 +138,17 @@ class Run:
             rows = [_mapping(json.loads(line)) for line in self.text(path.name).splitlines()] if path.exists() else []
         except ValueError as error:
             raise self._damaged(path.name) from error
-        if path.exists() and not rows:
+        if path.exists() and not rows and not self._lost_at_once:
             raise self._damaged(path.name)
         if not all(_has(row, *METRICS) and isinstance(row.get("score", ""), int | float | None) for row in rows):
             raise self._damaged(path.name)
         return rows
+
+    @property
+    def _lost_at_once(self) -> bool:
+        """Whether the run has no epoch to show: it diverged in the first one."""
+        status = self.status
+        return status.get("state") == "diverged" and status.get("epoch") == 1
 
     def layers(self) -> list[Row]:
         """``layers.csv``: one row an epoch and layer."""
@@ -151,7 +161,7 @@ class Run:
             rows = [{key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(lines)]
         except (KeyError, TypeError, ValueError) as error:
             raise self._damaged(path.name) from error
-        if not rows:
+        if not rows and not self._lost_at_once:
             raise self._damaged(path.name)
         return rows
 
@@ -219,8 +229,11 @@ class Run:
     def held(self, config: Row, command: str) -> Iterator[None]:
         """The run is ours while this lasts: ``status.json`` says running, and then stopped, diverged or failed if it was left early.
 
-        Raises UserError where another process holds it.
+        Raises UserError where another process holds it, and where a path in ``config`` is not UTF-8, which YAML is.
         """
+        for key, value in config.items():
+            if plain(f"{value}") != f"{value}":
+                raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
         with self._locked():
             self._put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
             for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):
@@ -339,12 +352,7 @@ class Run:
         write(self.path / CHECKSUMS, json.dumps({**known, **new}, indent=2) + "\n")
 
     def _checksums(self) -> dict[str, list[str]]:
-        """The checksums that a file may have; of files it does not name, nothing is known."""
-        try:
-            content = json.loads((self.path / CHECKSUMS).read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) and all(isinstance(one, list) for one in content.values()) else {}
+        return checksums(self.path / CHECKSUMS)
 
     def _say(self, state: str, **more: Any) -> None:
         kept = {key: value for key, value in self.status.items() if key not in OUTCOME}
@@ -410,6 +418,17 @@ def _mapping(content: Any) -> Row:
     return content
 
 
+def _configuration(content: Any) -> Row:
+    """The content of a file with a configuration; ValueError where what says which run it is is of another type."""
+    for key in ("dataset", "model", "optimizer"):
+        if not isinstance(_mapping(_mapping(content).get(key)).get("name"), str):
+            raise ValueError(f"{key} has no name")
+    for key in ("seed", "epochs"):
+        if type(content.get(key)) is not int:
+            raise ValueError(f"{key} is no whole number")
+    return _mapping(content)
+
+
 def all_runs(runs_dir: str | Path) -> list[Run]:
     """The runs of a store, oldest first."""
     folders = [path.parent for path in Path(runs_dir).glob("*/status.json")]
@@ -431,27 +450,3 @@ def find(runs_dir: str | Path, prefix: str) -> Run:
     if found:
         raise UserError(f"{prefix!r} is the beginning of {len(found)} run ids: {', '.join(run.id for run in found)}.")
     raise UserError(f"There is no run {prefix!r} in {runs_dir}: 'python -m sam_repro.runs list' shows those there are.")
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Replace the file whole."""
-    with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of ``path`` when this ends; if it ends by an error, all stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException as error:
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write does not say where
-        raise

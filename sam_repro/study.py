@@ -22,7 +22,7 @@ from .results.declare import EXPERIMENTS, Words, distinct, measures_of
 from .results.measurements import measure, missing
 from .results.select import Request, run_id
 from .results.work import Task, Work, time_left
-from .schema import UserError, suggest
+from .schema import UserError, parse, suggest
 from .store import OVER, Run
 
 USAGE = "python -m sam_repro.study show | run   [file=experiments/study.yaml runs_dir=runs results_dir=results data_dir=... plugins=...]"
@@ -54,7 +54,7 @@ def main() -> None:
 def tasks(path: Path, request: Request) -> list[Task]:
     """The runs of the file, each once, in order; UserError, which names the file, where it does not fit."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = parse(path.read_text())
         return list({task.run.id: task for task in _tasks(content, request)}.values())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error

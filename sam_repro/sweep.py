@@ -19,8 +19,10 @@ from . import engines
 from .config import Config, finish
 from .engines import BUILT_IN, id_of
 from .fingerprint import fingerprint, other_data
+from .plain import say
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
+from .trial import Trial
 
 
 class Sweep(Callback):
@@ -33,11 +35,14 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Compose and check every combination; one that does not fit refuses the sweep, and is named."""
         chooses = config.hydra.runtime.choices["hydra/sweeper"] != BUILT_IN
+        trial = Trial()
         for overrides in [an_example(config)] if chooses else combinations(config):
             try:
                 job = finish(hydra.compose("config", overrides), overrides)
                 if chooses and not job["val_fraction"]:
                     raise UserError("A sweeper tunes on a held-out part, never on the test set: val_fraction=0.1 holds out a tenth.")
+                if Run(job["runs_dir"], id_of(job)).state not in OVER:
+                    trial.check(job)
                 self.jobs.append((overrides, job))
             except Exception as error:
                 sys.exit(f"sam_repro: no job was started, for this one does not fit: {' '.join(overrides)}\n{reason(error, overrides)}")
@@ -85,7 +90,7 @@ def _show_best(path: Path) -> None:
         sys.exit("sam_repro: none of the runs came to an end with a score.")
     found = parse(path.read_text())
     words = " ".join(f"{key}={value}" for key, value in found["best_params"].items())
-    print(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
+    say(f"\nbest: {words}, with {found['best_value']:.2f} on the held-out part ({path}).")
 
 
 def _state(run: Run, job: Config) -> str:
@@ -120,6 +125,6 @@ def _parsed(config: DictConfig) -> list[Override]:
 
 def reason(error: Exception, overrides: list[str]) -> str:
     """The error in the user's words."""
-    from .config import explain
+    from .complaints import explain
 
     return str(error) if isinstance(error, UserError) else explain(error, overrides)

@@ -12,6 +12,7 @@ from .command import command
 from .config import check_device, check_overrides
 from .console import clock, console
 from .device import device_type
+from .files import write
 from .places import places
 from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.launcher import PREFIXES, launch
@@ -19,7 +20,8 @@ from .results.measurements import measure, missing
 from .results.select import Request, Setting, at_other_settings
 from .results.work import Task, Work, number_of_jobs, tasks, time_left
 from .schema import UserError, options, suggest
-from .store import OVER, write
+from .store import OVER
+from .trial import Trial
 
 if TYPE_CHECKING:
     from .results.frames import Frames
@@ -192,6 +194,7 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     elsewhere = f"{lost}{states.count('running')} at work elsewhere"
     console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
     _point_to_others(tables, request, todo, frames)
+    _try(todo)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, _places(todo, request, jobs)).go()
@@ -209,6 +212,16 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
         raise UserError(f"Measuring failed {len(unmeasured)} times, for the reasons above; the same command tries again.")
     shown = [*(table.name for table in tables), *request.words, *request.paths]
     console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
+
+
+def _try(todo: list[Task]) -> None:
+    """UserError, before any of them starts, where one of the runs cannot."""
+    trial = Trial()
+    for task in todo:
+        try:
+            trial.check(task.config)
+        except UserError as error:
+            raise UserError(f"No run was started, for this one does not fit: {' '.join(task.words)}\n{error}") from error
 
 
 def _places(todo: list[Task], request: Request, jobs: int) -> list[dict[str, str]]:

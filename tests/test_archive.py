@@ -5,8 +5,9 @@ from test_runs import run_here
 
 from sam_repro import runs
 from sam_repro.config import identity
+from sam_repro.files import write
 from sam_repro.schema import UserError
-from sam_repro.store import CHECKSUMS, Run, write
+from sam_repro.store import CHECKSUMS, Run
 
 
 def test_runs_are_archived_and_imported_elsewhere(tmp_path, capsys):

@@ -51,7 +51,7 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["lr=inf"], "lr=inf is out of range"),
         (["optimizer=sam", "rho=-1"], "rho=-1.0 is out of range: rho is at least 0"),
         (["dataset.crop=-1"], "dataset.crop=-1 is out of range"),
-        (["momentum=2"], "momentum=2.0 is out of range: momentum is 0 to 1"),
+        (["momentum=2"], "momentum=2.0 is out of range: momentum is 0 to 0.999999"),
         (["seed=99999999999999"], "seed=99999999999999 is out of range"),
         (["lr=null"], "lr is a number, not None"),
         (["dataset=null"], "'dataset=null' is no choice. There is: cifar10"),
@@ -65,7 +65,7 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["+dataset@extra=digits"], "set one key at a time"),
         (["+scale.foo=1"], "'scale.foo' is not for the command line"),
         (["+foo=3"], "There is no key 'foo'"),
-        (["epochs"], "Error parsing override"),
+        (["epochs"], "'epochs' is no override: one is key=value"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )

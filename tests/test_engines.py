@@ -169,7 +169,7 @@ def test_optuna_never_sees_the_test_score(tmp_path, words):
 def test_optuna_finds_the_best_and_goes_on_past_what_diverges(tmp_path):
     pytest.importorskip("optuna", reason="optuna is not installed")
     optuna = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=4"]
-    process = sweep(*HELD_OUT, *optuna, "lr=choice(0.1,0.01,1e9)", cwd=tmp_path)
+    process = sweep(*HELD_OUT, *optuna, "lr=choice(0.1,0.01,1e9)", "weight_decay=0", cwd=tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
     runs = all_runs(tmp_path / "runs")

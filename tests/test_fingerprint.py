@@ -15,10 +15,11 @@ from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.data import READERS
 from sam_repro.data.digits import digits
+from sam_repro.files import write
 from sam_repro.fingerprint import FILES, describe, fingerprint
 from sam_repro.results.archive import archive
 from sam_repro.schema import UserError, options, read
-from sam_repro.store import Run, write
+from sam_repro.store import Run
 from sam_repro.train import loop
 
 SMALL = ["device=cpu", "train_fraction=0.05", "epochs=2", "seed=3", "optimizer=sgd"]

@@ -17,6 +17,7 @@ from own_tables import declare
 from sam_repro import runs
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
+from sam_repro.files import write
 from sam_repro.results import Frames, load
 from sam_repro.results.compare import benchmarks, differences
 from sam_repro.results.declare import load as load_table
@@ -26,7 +27,7 @@ from sam_repro.results.page import page
 from sam_repro.results.select import Request
 from sam_repro.results.sheet import sheet as sheet_for
 from sam_repro.schema import UserError, options
-from sam_repro.store import Run, all_runs, write
+from sam_repro.store import Run, all_runs
 from sam_repro.tracking.describe import command_of
 from sam_repro.train import loop
 

@@ -226,7 +226,9 @@ def test_nor_can_a_run_directory(write, tmp_path, recorded):
     write(SPY, {"model/small": "name: small\n"}, name="evil")
     run = Run("runs", "abc")
     run.path.mkdir(parents=True)
-    (run.path / "config.yaml").write_text(f"model: {{name: small}}\nplugins: {recorded}\n")
+    (run.path / "config.yaml").write_text(
+        f"model: {{name: small}}\ndataset: {{name: digits}}\noptimizer: {{name: sgd}}\nseed: 0\nepochs: 1\nplugins: {recorded}\n"
+    )
     with pytest.raises(UserError, match=r"Run abc (was made with code of its user's|is damaged)"):
         plugins.check_run(run.id, run.config)
     assert not (tmp_path / "ran").exists()

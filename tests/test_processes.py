@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing, nn
+from spawned import spawned
+from torch import nn
 
 from sam_repro import models
 from sam_repro.chain import Chain
@@ -76,22 +76,14 @@ def all_cases(folder):
     return found
 
 
-def one_of(rank, count, port, folder):
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    torch.set_num_threads(1)
-    torch.save(all_cases(folder / "runs"), folder / f"{rank}.pt")
+def one_of(rank, folder):
+    return all_cases(folder / "runs")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request, tmp_path_factory):
     """What each of 2, then of 3 processes has."""
-    folder = tmp_path_factory.mktemp("several")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of, (request.param, port, folder), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return spawned(one_of, tmp_path_factory.mktemp("several"), count=request.param, joined=False)
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +268,32 @@ def test_one_that_dies_ends_the_training_in_a_sentence_and_it_resumes(tmp_path, 
     weights, rows = outcome(tmp_path)
     assert rows == uninterrupted[1]
     assert apart(weights, uninterrupted[0]) == 0
+
+
+@pytest.mark.long
+def test_one_that_waits_for_another_answers_a_signal_all_the_same(tmp_path):
+    script, ready = tmp_path / "script.py", [tmp_path / "0", tmp_path / "1"]
+    script.write_text(
+        f"""
+import time, torch
+from pathlib import Path
+from torch import distributed
+from sam_repro import world
+from sam_repro.command import command
+from sam_repro.train.processes import together
+with command("here"), together("cpu", Path("none")):
+    distributed.barrier()
+    Path({str(tmp_path)!r}, str(world.rank())).touch()
+    time.sleep(60) if world.rank() == 0 else distributed.all_reduce(torch.ones(1))
+"""
+    )
+    words = [sys.executable, *TORCHRUN, str(script)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not all(path.exists() for path in ready):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(1)  # for the second to come to wait
+    process.send_signal(signal.SIGTERM)
+    said = ended(process)[1]
+    (line,) = [line for line in said.splitlines() if line.startswith("here:")]
+    assert line == "here: stopped; the same command starts the run anew."

@@ -1,12 +1,9 @@
 """Two data-parallel processes (gloo, CPU): the same weights on both, and those of one process where that is promised."""
 
-import os
-import socket
-
 import pytest
 import torch
 from helpers import PLAN, batch, criterion, make, small_chain
-from torch import distributed, multiprocessing
+from spawned import spawned
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_repro.optim import create
@@ -45,27 +42,18 @@ def train(model, gradient, rows) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in bare.state_dict().items()}
 
 
-def replica(rank: int, port: int, results: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def replica(rank, folder):
     found = []
     for name, knobs, scope in CASES:
         model = DistributedDataParallel(small_chain().eval())
         settings = knobs if name == "mesa" else {**knobs, "scope": scope}
         found.append(train(model, make(name, model, settings), slice(6 * rank, 6 * rank + 6)))
-    torch.save(found, f"{results}/{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(replica, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return spawned(replica, tmp_path_factory.mktemp("replicas"))
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: "-".join((CASES[i][0], CASES[i][2])))

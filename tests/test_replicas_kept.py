@@ -1,13 +1,12 @@
 """Two data-parallel processes (gloo, CPU) whose wrapper, model or loop is not the plainest: in float64 they are one process."""
 
 import itertools
-import os
-import socket
 
 import pytest
 import torch
 from helpers import PLAN, batch, criterion, small_chain
-from torch import distributed, multiprocessing, nn
+from spawned import spawned
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -98,22 +97,13 @@ def run(case, rows, *, wrapped):
     return train(model, bare, method, loop, rows)
 
 
-def replica(rank, port, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
-    torch.save([run(case, slice(6 * rank, 6 * rank + 6), wrapped=True) for case in CASES], f"{results}/{rank}.pt")
-    distributed.destroy_process_group()
+def replica(rank, folder):
+    return [run(case, slice(6 * rank, 6 * rank + 6), wrapped=True) for case in CASES]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("replicas")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(replica, (port, str(folder)), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return spawned(replica, tmp_path_factory.mktemp("replicas"))
 
 
 def called(case):

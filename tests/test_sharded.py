@@ -1,13 +1,12 @@
 """Models whose parameters are sharded (FSDP2) on two processes (gloo): what one process gets with the whole model."""
 
-import os
-import socket
 from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing, nn
+from spawned import spawned
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from sam_repro.chain import Chain
@@ -79,10 +78,7 @@ def trained(name, knobs, pick, shards=True, criterion=criterion, resume=False):
     return {name: p.full_tensor() if shards else p for name, p in model.state_dict().items()}
 
 
-def of_one(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo")
+def of_one(rank, folder):
     even, uneven = (lambda whole: whole.chunk(2)[rank]), (lambda whole: whole.split([5, 3])[rank])
     found = {case: trained(name, knobs, even) for case, (name, knobs) in CASES.items()}
     found["uneven"] = trained("sam", {}, uneven)
@@ -93,19 +89,13 @@ def of_one(rank, port, folder):
             create(name, model, **knobs)
         except UserError as error:
             found[name + " refused"] = str(error)
-    torch.save(found, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory):
     """What each of two processes has."""
-    folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(of_one, (port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return spawned(of_one, tmp_path_factory.mktemp("sharded"))
 
 
 def apart(a, b):

@@ -159,7 +159,7 @@ def job(*overrides):
 
 def moved(*overrides):
     """How far one epoch of one step takes the weights."""
-    subject = job("batch_size=1000", "momentum=0", "weight_decay=0", "optimizer=sgd", "lr=0.1", *overrides)
+    subject = job("batch_size=144", "momentum=0", "weight_decay=0", "optimizer=sgd", "lr=0.1", *overrides)
     before = torch.cat([p.detach().flatten().clone() for p in subject.parameters])
     train_epoch(subject, EpochRecord(subject))
     return (torch.cat([p.detach().flatten() for p in subject.parameters]) - before).norm().item()
@@ -179,7 +179,7 @@ def test_label_smoothing_is_in_the_loss():
 
 def test_weight_decay_is_the_base_optimizers_at_w():
     """With a loss that does not depend on them, the weights shrink by lr times decay, perturbed or not."""
-    subject = job("optimizer=sam", "momentum=0", "weight_decay=0.5", "lr=0.1", "batch_size=1000")
+    subject = job("optimizer=sam", "momentum=0", "weight_decay=0.5", "lr=0.1", "batch_size=144")
     subject.criterion = lambda outputs, targets: outputs.sum(1) * 0.0
     before = [p.detach().clone() for p in subject.parameters]
     train_epoch(subject, EpochRecord(subject))
@@ -188,7 +188,7 @@ def test_weight_decay_is_the_base_optimizers_at_w():
 
 def test_decay_in_the_loss_is_that_of_the_weights_of_each_pass():
     """Of a loss that is nothing else, SAM's second gradient is the decay of the perturbed weights; decayed=weights leaves vectors alone."""
-    words = ["optimizer=generalized_sam", "alpha=1", "r=0.5", "momentum=0", "weight_decay=0.2", "lr=0.1", "batch_size=1000"]
+    words = ["optimizer=generalized_sam", "alpha=1", "r=0.5", "momentum=0", "weight_decay=0.2", "lr=0.1", "batch_size=144"]
     subject = job(*words, "decay_in_loss=true", "decayed=weights", "accumulate=2")
     outputs, targets = torch.randn(5, 10), torch.randint(10, (5,))
     assert torch.equal(subject.criterion(outputs, targets), F.cross_entropy(outputs, targets, reduction="none")), "what is measured"
@@ -221,8 +221,8 @@ def test_a_short_last_batch_can_be_left_out():
         assert [len(batch.targets) for batch in batches] == [30] * (samples // 30)
         seen.append(set(torch.cat([batch.indices for batch in batches]).tolist()))
     assert seen[0] != seen[1], "in every epoch others are left out"
-    with pytest.raises(UserError, match="drop_last=true leaves nothing of 144 samples in batches of 1000: lower batch_size"):
-        job("drop_last=true", "batch_size=1000")
+    with pytest.raises(UserError, match="drop_last=true leaves nothing of 1437 samples in batches of 2000: lower batch_size"):
+        Job(compose(["device=cpu", "drop_last=true"]) | {"batch_size": 2000})
 
 
 def test_bfloat16_trains_close_to_float32():

@@ -1,9 +1,7 @@
 """Criteria that return ``(losses, weights)``: one weighted mean over the whole step, PyTorch's where it has one."""
 
 import inspect
-import os
 import re
-import socket
 import textwrap
 from pathlib import Path
 
@@ -12,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import METHODS, PLAN, STEPS, Family, Reference, batch, criterion, make, places, plain_gradient, shifted, small_chain
+from spawned import spawned
 from test_methods import REFERENCES, base, distance, each_method, gradients
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_repro.optim import create
@@ -276,24 +274,16 @@ def train(model, gradient, rows):
     return [p.detach().clone() for p in bare.parameters()]
 
 
-def replica(rank, port, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def replica(rank, folder):
     found = []
     for name, knobs, first, _ in REPLICAS:
         model = DistributedDataParallel(small_chain().eval())
         found.append(train(model, make(name, model, knobs), slice(first) if rank == 0 else slice(first, None)))
-    torch.save(found, f"{results}/{rank}.pt")
-    distributed.destroy_process_group()
+    return found
 
 
 def test_replicas_of_unequal_weights_are_one_process(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(replica, (port, str(tmp_path)), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    ranks = spawned(replica, tmp_path)
     for (name, knobs, _, alone), first, second in zip(REPLICAS, *ranks, strict=True):
         model = small_chain().eval()
         knobs = {key: value for key, value in knobs.items() if key != "scope"}

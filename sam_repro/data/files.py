@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,23 +16,11 @@ from torch.utils.data import DataLoader
 
 from ..schema import UserError
 from .images import KNOWN, Augment, Normalise
+from .picture import read_image
 from .split import Batch, Dataset, Sampling, Shuffled
 
 Draw = tuple[int, int]  # the seed of an epoch, and the index of a sample
 PIECE = 256  # images that a worker hands over together
-
-
-def read_image(path: Path) -> Any:
-    """The image in the file, RGB, as PIL reads it; UserError that names a file which is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as an image ({error}): replace the file, or delete its folder to fetch it again."
-        ) from error
 
 
 def centre_square(image: Any, side: int, margin: float = 1.0) -> Tensor:
@@ -57,7 +46,7 @@ class Files:
 
     def path(self, index: int) -> Path:
         """Of the file of a sample."""
-        return self.root / self.names[index].decode()
+        return self.root / os.fsdecode(self.names[index])
 
     def to(self, device: torch.device) -> Files:
         """The files stay where they are."""

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from ..schema import UserError
-from .files import centre_square, read_image
+from .files import centre_square
 from .images import Augment, ImageDataset, moments
+from .picture import read_image
 from .split import Tensors
 
 OFFICIAL = {"train": 1020, "val": 1020, "test": 6149}

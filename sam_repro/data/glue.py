@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..schema import UserError
+from ..schema import UserError, suggest
+from .split import unscored
 from .text import TextDataset, Texts
 
 Rows = list[dict[str, Any]]
@@ -38,10 +39,24 @@ class Task:
         """What the file has for the labels 0, 1, ..."""
         return self.labels.split() or ["0", "1"]
 
+    def check(self) -> None:
+        """UserError for the field that cannot be: before a file is read, and not after an epoch."""
+        for key, words, least in (("labels", self.words, 2), ("columns", self.columns.split(), 0)):
+            if len(words) < least or len({*words}) < len(words):
+                raise UserError(f"dataset.{key} is words that all differ{f', at least {least}' if least else ''}, not {' '.join(words)!r}.")
+        if wrong := unscored(self.metrics.split(), len(self.words)):
+            raise UserError(f"dataset.metrics: {wrong}.")
+        for key in ("task", "folder", "train", "dev", "text", "label", "hub_text"):
+            if not getattr(self, key):
+                raise UserError(f"dataset.{key} is empty: conf/dataset/base/glue.yaml says what it is.")
+        if len(self.sizes.split()) != 2 or not all(size.isdecimal() for size in self.sizes.split()):
+            raise UserError(f"dataset.sizes is the samples of the training and of the dev set, as in '3668 408', not {self.sizes!r}.")
+
 
 def glue(data_dir: str, *, tokenizer: str, max_length: int, **fields: Any) -> TextDataset:
     """``glue/<folder>`` under ``data_dir``, else ``nyu-mll/glue`` from the hub; tokens of RoBERTa, at most ``max_length`` a sample."""
     task = Task(**fields)
+    task.check()
     folder = Path(data_dir) / "glue" / task.folder
     if folder.is_dir():
         parts = [_local(folder / name, task) for name in (task.train, task.dev)]
@@ -60,6 +75,8 @@ Sample = tuple[str, str | None, int]
 
 def _local(path: Path, task: Task) -> list[Sample]:
     """The samples of a file of tab-separated values; quotes in it mean nothing."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"{path} is no file: put GLUE's original files there.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             names = task.columns.split() or None
@@ -105,6 +122,9 @@ def _hub(task: Task, part: str, data_dir: str) -> list[Sample]:
             f"GLUE's {task.folder} is neither in {Path(data_dir) / 'glue' / task.folder} nor to be had from the hub "
             f"({type(error).__name__}): put {task.train} and {task.dev} there, or set data_dir=."
         ) from error
+    for key, column in (("hub_text", task.hub_text), ("hub_pair", task.hub_pair)):
+        if column and column not in rows.column_names:
+            raise UserError(f"dataset.{key}: the hub's {task.task} has no column {column!r}.{suggest(column, rows.column_names)}")
     pairs = rows[task.hub_pair] if task.hub_pair else [None] * len(rows)
     return list(zip(rows[task.hub_text], pairs, rows["label"], strict=True))
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..console import console
 from ..schema import UserError
 from .files import Files, FolderDataset
 from .images import Augment
-
-SUFFIXES = {".jpeg", ".jpg", ".png", ".webp"}
+from .picture import SUFFIXES
 
 
 def imagenet(data_dir: str, *, margin: float, **augment: Any) -> FolderDataset:
@@ -35,22 +37,50 @@ def image_folder(root: Path, *, margin: float = 1.0, **augment: Any) -> FolderDa
     for part in ("train", "val"):
         if not (root / part).is_dir():
             raise UserError(f"There is no folder {root / part}: images lie as {root}/{{train,val}}/<class>/<image>; set data_dir=.")
-    names = sorted(path.name for path in (root / "train").iterdir() if path.is_dir())
+    names = _classes(root / "train")
     if len(names) < 2:
         raise UserError(f"{root / 'train'} needs a folder for each class, at least two; it has {len(names)}.")
+    if strange := sorted({*_classes(root / "val")} ^ {*names}):
+        part, other = ("train", "validation") if strange[0] in names else ("val", "training")
+        raise UserError(f"{root / part} has the class {strange[0]!r}, which the {other} set has not.")
     train, test = _files(root / "train", names), _files(root / "val", names)
     return FolderDataset(train, test, len(names), Augment(**augment), margin)
 
 
+def _classes(folder: Path) -> list[str]:
+    """The folders in it; hidden ones are of programs, as .ipynb_checkpoints is."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _files(folder: Path, names: list[str]) -> Files:
-    strange = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
-    if strange:
-        raise UserError(f"{folder} has the class {strange[0]!r}, which the training set has not.")
-    found, labels = [], []
+    found, labels, left = [], [], Counter[str]()
     for label, name in enumerate(names):
-        images = sorted(path.name for path in (folder / name).glob("*") if path.suffix.lower() in SUFFIXES)
-        found += [f"{name}/{image}".encode() for image in images]
+        images = _images(folder / name, left)
+        found += [os.fsencode(f"{name}/{image}") for image in images]
         labels += [label] * len(images)
-    if not found:
-        raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}) in its folders of classes.")
+    if left:
+        console.print(
+            f"{folder}: left out are {', '.join(f'{count:,} {kind}' for kind, count in left.most_common(5))}, by their names no images"
+        )
     return Files(folder, np.array(found), torch.tensor(labels))
+
+
+def _images(folder: Path, left: Counter[str]) -> list[str]:
+    """The names of the images of a class; what else lies there is counted in ``left``. UserError where there are no images."""
+    images, others = [], Counter[str]()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            suffix = Path(entry.name).suffix.lower()
+            if entry.name.startswith("."):
+                continue
+            if suffix not in SUFFIXES:
+                others[suffix or "without a suffix"] += 1
+            elif entry.is_file():  # without a look at the file itself, where the folder says what it is
+                images.append(entry.name)
+            else:
+                raise UserError(f"{entry.path} is no file, though its name is that of an image: remove it.")
+    if not images:
+        there = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(5)) or "nothing"
+        raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))}); it has {there}.")
+    left.update(others)
+    return sorted(images)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
-from .split import Dataset, Tensors
+from .split import Dataset, Tensors, unscored
 
 
 def fitting(name: str, found: Any) -> Dataset:
     """The data set that the code of ``dataset=name`` made; UserError where it is none, or its shapes do not fit each other."""
     if not isinstance(found, Dataset):
         raise UserError(f"dataset={name} makes {type(found).__name__}, which is no sam_repro.data.Dataset.")
+    if wrong := unscored(found.metrics, found.classes):
+        raise UserError(f"dataset={name}: {wrong}.")
     for part in ("train", "test"):
         if wrong := _wrong(getattr(found, part), found.classes):
             raise UserError(f"dataset={name}: {part} {wrong}.")

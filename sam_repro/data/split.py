@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+
+SCORED = ("accuracy", "matthews", "f1")  # the metrics that there are; F1 is of two classes
 
 
 class Batch(NamedTuple):
@@ -53,6 +55,13 @@ class Sampling:
     def seed_of(self, epoch: int) -> int:
         """All draws of an epoch follow from it."""
         return 1_000_003 * self.seed + epoch
+
+
+def unscored(metrics: Sequence[str], classes: int) -> str:
+    """Why a data set cannot be scored by these metrics, in a sentence; empty where it can."""
+    if not metrics or {*metrics} - {*SCORED} or len({*metrics}) < len(metrics):
+        return f"the metrics are one or several of {', '.join(SCORED)}, each once, not {' '.join(map(str, metrics)) or 'none'}"
+    return f"f1 is of two classes, not of {classes}" if "f1" in metrics and classes != 2 else ""
 
 
 class Split(Protocol):

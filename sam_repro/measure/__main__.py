@@ -11,7 +11,7 @@ import yaml
 
 from .. import plugins
 from ..command import command
-from ..schema import NOT_NEGATIVE, UserError, checked, suggest
+from ..schema import NOT_NEGATIVE, UserError, checked, parse, suggest
 from ..store import Run
 from .finished import find_finished
 
@@ -78,7 +78,7 @@ def parsed(command: str, words: list[str]) -> dict[str, Any]:
 
 def _checked(key: str, text: str, default: Any) -> Any:
     try:
-        value = yaml.safe_load(text)
+        value = parse(text)
     except yaml.YAMLError:
         value = text
     if isinstance(value, str):  # YAML 1.1 does not take 1e-3 for a number

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ..command import command
 from ..console import console
+from ..files import write
 from ..schema import UserError, options, suggest
-from ..store import write
 from . import rivals
 from .bench_page import Result, Taken, page, result
 from .contestants import contestant, entries, network, random_batch

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..console import console
-from ..store import Row, Run, write
+from ..files import write
+from ..store import Row, Run
 from . import figures
 from .compare import Compared, compare_methods, compare_run
 from .cost import Costs

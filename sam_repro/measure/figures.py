@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import write
 from ..schema import UserError
-from ..store import write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import plugins
-from ..config import complete
+from ..config import check_named_after, complete
 from ..provenance import commit, now, versions
 from ..schema import Diverged, UserError
 from ..store import Row, Run, find
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 def find_finished(run: str, runs_dir: str) -> Run:
-    """The run whose id begins with ``run``; UserError if it is none, has not ended, diverged, or needs code that the user has not named."""
+    """The run whose id begins with ``run``; UserError if it is none, is not done, was changed, or needs code that nobody named."""
     found = find(runs_dir, run)
     if found.state == "diverged":
         raise Diverged(found.verdict)
     if found.state != "done":
         raise UserError(f"Run {found.id} is {found.state}, not done: '{found.status['command']}' brings it to its end.")
     plugins.check_run(found.id, found.config)
+    check_named_after(found)
     return found
 
 

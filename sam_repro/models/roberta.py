@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..chain import Chain
 from ..schema import UserError
+from .weights import refuse
 
 State = tuple[Tensor, Tensor]
 
@@ -72,14 +73,19 @@ def roberta(num_classes: int, *, pretrained: str, layers: int, width: int, heads
     if not pretrained:
         return chained(RobertaForSequenceClassification(RobertaConfig(**common, **shape, **rates)))
     try:
-        model: Any = RobertaForSequenceClassification.from_pretrained(
-            pretrained, num_labels=num_classes, attn_implementation="sdpa", **rates
+        library: Any = RobertaForSequenceClassification
+        model, found = library.from_pretrained(
+            pretrained, num_labels=num_classes, attn_implementation="sdpa", output_loading_info=True, **rates
         )
     except Exception as error:  # the library raises errors of many kinds
         raise UserError(
             f"model.pretrained={pretrained} could not be read ({type(error).__name__}): set it to a folder with the model, "
             "or to '' for random weights."
         ) from error
+    # What it has besides is the head of another task.
+    refuse(
+        {key for key in found["missing_keys"] if not key.startswith("classifier.")}, f"model.pretrained={pretrained} has not all weights"
+    )
     for key, value in shape.items():
         if getattr(model.config, key) != value:
             raise UserError(f"model.pretrained={pretrained} has {key}={getattr(model.config, key)}, but the model's shape says {value}.")

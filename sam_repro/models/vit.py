@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..chain import Chain
 from ..schema import UserError, suggest
+from .weights import whole
 
 
 class Embed(nn.Module):
@@ -57,9 +59,9 @@ def timm_model(
     """``timm.create_model(arch)``: a vision transformer as embed, blocks, pool and head; anything else as it is.
 
     ``pretrained`` fetches the weights ``checkpoint`` (empty: timm's choice) from the hub, ``weights`` reads a file with the names
-    that timm gives them; positions are interpolated to ``image_size``, and the head is new. ``freeze`` leaves the head alone to
-    train, and ``cache`` is the trainer's. ``head=two_layers``: width, ReLU, classes (KDD'24, section 4.1, which states neither
-    the width nor the activation).
+    that timm gives them; positions are interpolated to ``image_size``, the head is new, and all else must be in the file.
+    ``freeze`` leaves the head alone to train, and ``cache`` is the trainer's. ``head=two_layers``: width, ReLU, classes (KDD'24,
+    section 4.1, which states neither the width nor the activation).
 
     Raises UserError where timm has no such model, and where the weights are not to be had or do not fit.
     """
@@ -79,8 +81,13 @@ def timm_model(
     values |= {"drop_path_rate": drop_path} if drop_path else {}
     values |= {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     name = f"{arch}.{checkpoint}" if pretrained and checkpoint and not weights else arch
+    heads = timm.get_pretrained_cfg_value(arch, "classifier") or ()
+    said = f"model.weights={weights} does not fit {arch} (do the weights belong to this model?)"
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained or bool(weights), **values)
+        with whole(said, {heads} if isinstance(heads, str) else {*heads}) if weights else nullcontext():
+            model: Any = timm.create_model(name, pretrained=pretrained or bool(weights), **values)
+    except UserError:
+        raise
     except Exception as error:  # timm, the hub and the file formats each have their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "do the weights belong to this model?" if weights else "without a network, set model.weights=FILE or model.pretrained=false."

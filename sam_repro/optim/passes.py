@@ -65,7 +65,7 @@ class Passes:
         self.same_dropout = same_dropout
         self.is_chain = isinstance(self.model, Chain) and not self.sharded
         self.buffers = Buffers(self.model)
-        self.gradients = Gradients(self.model)
+        self.gradients = Gradients(self.model, by_backward=self.sharded)
         self._suffix: list[float] | None = None
         self.begin(None, None, 0)
 
@@ -92,7 +92,7 @@ class Passes:
         Under reentrant checkpointing, as long as there may be any, it asks for a gradient: a checkpointed stage that gets nothing
         that does makes no graph.
         """
-        if self.gradients.reentrant is False:
+        if self.gradients.by_backward is False:
             return detached(state)
         return tree_map(lambda t: t.detach().requires_grad_(t.requires_grad), state)
 
@@ -127,22 +127,7 @@ class Passes:
     def gradient(self, loss: Tensor, batch: MicroBatch, start: int, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradient of ``loss``, of these parameters alone; touches no ``.grad``. Scaled where there is a scaler."""
         self.backward_units += batch.share * self.suffix(start, batch)
-        if self.sharded:
-            return self._gradient_of_shards(loss, parameters)
         return self.gradients(self.scaled(loss), parameters)
-
-    def _gradient_of_shards(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-        """The same where the graph knows nothing of the shards: FSDP2 brings their gradients from a backward pass, into ``.grad``."""
-        everything = list(self.model.parameters())
-        before = [p.grad for p in everything]
-        for p in everything:
-            p.grad = None
-        try:
-            self.scaled(loss).backward()
-            return [p.grad for p in parameters]
-        finally:
-            for p, gradient in zip(everything, before, strict=True):
-                p.grad = gradient
 
     def backward(self, loss: Mean, batch: MicroBatch) -> None:
         """Add the gradient of all parameters to ``.grad``, back through whatever the loss was computed from.

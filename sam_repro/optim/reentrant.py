@@ -1,4 +1,4 @@
-"""Activation checkpointing with ``use_reentrant=True``: ``torch.autograd.grad`` does not look into it, only ``backward`` does."""
+"""Where ``torch.autograd.grad`` finds no gradient and ``backward`` does: checkpointing with ``use_reentrant=True``, and FSDP2."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ def checkpoints(loss: Tensor) -> bool:
 class Gradients:
     """The gradient of a loss, of chosen parameters of a model, that touches no ``.grad``.
 
-    Under reentrant checkpointing it costs the backward pass of the whole graph; that is found out at the first one.
+    Under reentrant checkpointing it costs the backward pass of the whole graph; that is found out at the first one. ``by_backward``: of
+    sharded parameters it is known: FSDP2 brings their gradients from a backward pass, into ``.grad``, and the graph has none.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, by_backward: bool = False) -> None:
         self.model = model
-        self.reentrant: bool | None = None  # not known
+        self.by_backward: bool | None = by_backward or None  # not known
 
     def __call__(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """Tensor by tensor, dense; None of one that the loss does not depend on.
@@ -45,9 +46,9 @@ class Gradients:
         Raises:
             UserError: the checkpointing began later.
         """
-        if self.reentrant is None:
-            self.reentrant = checkpoints(loss)
-        found = self._by_backward(loss, parameters) if self.reentrant else self._by_grad(loss, parameters)
+        if self.by_backward is None:
+            self.by_backward = checkpoints(loss)
+        found = self._by_backward(loss, parameters) if self.by_backward else self._by_grad(loss, parameters)
         return [g if g is None else dense_of(g) for g in found]
 
     def _by_grad(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -60,7 +61,7 @@ class Gradients:
         if any(g is None for g in found):  # what is in there has got none
             if checkpoints(loss):
                 raise UserError(LATE)
-            self.reentrant = None  # nor has what is unused
+            self.by_backward = None  # nor has what is unused
         return found
 
     def _by_backward(self, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:

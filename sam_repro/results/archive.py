@@ -9,7 +9,8 @@ import pandas as pd
 import yaml
 
 from ..config import OUTSIDE
-from ..store import LAYER_COLUMNS, Row, Run, write
+from ..files import write
+from ..store import LAYER_COLUMNS, Row, Run
 from ..tracking.describe import command_of
 
 POINTS = 2000  # more steps than a figure can show are not kept

@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..config import keys_of
 from ..measure.__main__ import COMMON, parsed
-from ..schema import HERE, UserError, only, suggest
+from ..schema import HERE, UserError, keys_of, only, parse, suggest
 from .metrics import metric_of
 
 EXPERIMENTS = next((path for path in (HERE / "experiments", HERE.parent / "experiments") if path.is_dir()), HERE / "experiments")
@@ -26,6 +25,8 @@ BENCHMARK = {"experiment", "dataset", "model"}
 NODE = {"run", "with", "metric", "measure", "total", "scales"}  # of tables, blocks, rows and columns: the nearer to the cell wins
 NUMBER = r"\d+(?:\.\d+)?"
 PRINTED = re.compile(rf"(?P<value>-?{NUMBER})(?: ± (?P<std>{NUMBER}))?(?: \((?P<ratio>\d+)%\))?")
+
+SEEDS = 1000  # of a cell at most: each is a run, and is listed
 
 Words = tuple[str, ...]  # overrides, each key once
 
@@ -136,7 +137,7 @@ def load(folder: Path, name: str) -> Table:
     """The table of ``<folder>/<name>.yaml``; UserError that names the file where it does not fit."""
     path = folder / f"{name}.yaml"
     try:
-        content = yaml.load(path.read_text(), Loader=yaml.BaseLoader) or {}  # numbers stay as printed: 96.40
+        content = parse(path.read_text(), yaml.BaseLoader) or {}  # numbers stay as printed: 96.40
         return _table(name, content)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
@@ -157,8 +158,8 @@ def _table(name: str, content: dict[str, Any]) -> Table:
         raise UserError(f"kind is one of {', '.join(KINDS)}, not {content['kind']!r}.")
     if content["kind"] == "figure" and not content.get("plot"):
         raise UserError("a figure has plot:, the name of how it is drawn.")
-    if not content["seeds"].isdecimal() or int(content["seeds"]) < 1:
-        raise UserError(f"seeds is the paper's number of runs, not {content['seeds']!r}.")
+    if not content["seeds"].isdecimal() or not 1 <= int(content["seeds"][:9]) <= SEEDS:
+        raise UserError(f"seeds is the paper's number of runs, 1 to {SEEDS}, not {content['seeds'][:20]!r}.")
     columns = {label: _node(node) for label, node in content["columns"].items()}
     if "blocks" in content and "rows" in content:
         raise UserError("rows stand in the blocks, or without any: not both.")

@@ -22,8 +22,10 @@ import pyarrow
 from pyarrow import csv
 
 from ..console import console
+from ..files import write
+from ..plain import plain
 from ..schema import UserError, flat
-from ..store import LAYER_COLUMNS, MEASURED, OVER, DamagedError, Row, Run, all_runs, write
+from ..store import LAYER_COLUMNS, MEASURED, OVER, DamagedError, Row, Run, all_runs
 
 # Of ``runs``; besides them ``config.<key>``, the configuration as conf/ documents it, and the dataset's further metrics.
 COLUMNS = {
@@ -69,6 +71,9 @@ class Frames:
         self._ended: dict[str, Run | None] = {}
         for place in self.places:
             for run in all_runs(place):
+                if plain(run.id) != run.id:
+                    _warn(f"{run.path} is left out: the name is none of a run.")
+                    continue
                 if run.id not in self.found or (_over(run) and not _over(self.found[run.id]) and (run.path / "summary.json").exists()):
                     self.found[run.id] = run
 

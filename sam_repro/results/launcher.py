@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import explain
+from ..complaints import explain
 from ..engines import ended_early, with_engines
 from ..schema import CONF, UserError
 from ..store import OVER

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..files import write
 from ..schema import UserError, options, read
-from ..store import write
 from .claims.judge import VERDICTS
 from .declare import EXPERIMENTS, Table, names, select
 from .render import diverged, markdown, ours, papers, read_csv

@@ -7,8 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..files import write
+from ..plain import harmless, plain
 from ..schema import UserError
-from ..store import write
 from .archive import archive
 from .declare import Table
 from .frames import Frames
@@ -29,9 +30,9 @@ def report(table: Table, request: Request, frames: Frames) -> Sheet:
             from .figures import picture
 
             write(path.with_suffix(f".{kind}"), picture(chart, kind))
-    write(path.with_suffix(".csv"), as_csv(filled.lines))
-    write(path.with_suffix(".md"), as_markdown(filled, chart is not None))
-    write(path.with_suffix(".tex"), as_latex(filled, chart is not None))
+    write(path.with_suffix(".csv"), harmless(as_csv(filled.lines)))
+    write(path.with_suffix(".md"), harmless(as_markdown(filled, chart is not None)))
+    write(path.with_suffix(".tex"), plain(as_latex(filled, chart is not None)))
     for run in (frames.found[one] for one in filled.runs):
         if run.path.parent != kept:
             archive(run, kept)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from ..config import OUTSIDE, Config, compose, identity, keys_of
-from ..schema import UserError, read
+from ..config import OUTSIDE, Config, compose, identity
+from ..schema import UserError, keys_of, read
 from .declare import Cell, Table, Words, distinct
 
 if TYPE_CHECKING:

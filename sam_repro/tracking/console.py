@@ -8,6 +8,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from ..console import Console, clock, console
+from ..plain import plain
 
 Row = dict[str, Any]
 
@@ -114,7 +115,7 @@ def show_runs(rows: list[Row]) -> None:
     for name in numbers:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(*(str(row.get(name, "")) for name in words + numbers))
+        table.add_row(*(plain(str(row.get(name, ""))) for name in words + numbers))
     (console if console.is_terminal else Console(highlight=False, markup=False, width=140)).print(table)
     for row in rows:
         if row.get("error"):

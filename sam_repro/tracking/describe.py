@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import OUTSIDE, keys_of
+from ..config import OUTSIDE
+from ..schema import keys_of
 from ..store import Run
 
 Row = dict[str, Any]

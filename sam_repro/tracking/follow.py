@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..console import console
+from ..files import write
 from ..schema import Diverged
-from ..store import OVER, Run, write
+from ..store import OVER, Run
 from . import Tracker, keys
 from .describe import group_of, identity_of, tags, title
 

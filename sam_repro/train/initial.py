@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..checkpoints import readable
 from ..console import console
+from ..models.weights import load, shape
 from ..schema import UserError
 from ..store import find
 
@@ -24,19 +26,13 @@ def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) 
         raise UserError(
             f"init_from={run}: {found.checkpoint} is not there any more: 'rerun=true' with the command of that run makes it anew."
         )
-    state = torch.load(found.checkpoint, map_location=device, weights_only=True)
-    averaged = state.get("averaged", {"seen": 0})
-    weights = averaged["model"] if averaged["seen"] else state["model"]
-    own = model.state_dict()
-    *_, (last, _) = model.named_children()
-    anew = [key for key in own if key.startswith(f"{last}.") and key in weights and weights[key].shape != own[key].shape]
-    lost = [key for key in own.keys() | weights.keys() if key not in anew and _shape(own, key) != _shape(weights, key)]
-    if lost:
-        listed = ", ".join(sorted(lost)[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-        raise UserError(f"init_from={run}: the weights of that run ({found.summary['model']}) do not fit this model: {listed}.")
-    model.load_state_dict({**weights, **{key: own[key] for key in anew}})
+    with readable(found.checkpoint):
+        state = torch.load(found.checkpoint, map_location=device, weights_only=True)
+        averaged = state.get("averaged", {"seen": 0})
+        weights = averaged["model"] if averaged["seen"] else state["model"]
+        own = model.state_dict()
+        *_, (last, _) = model.named_children()
+        anew = [key for key in own if key.startswith(f"{last}.") and key in weights and shape(weights[key]) != shape(own[key])]
+    said = f"init_from={run}: the weights of that run ({found.summary['model']}) do not fit this model"
+    load(model, {**weights, **{key: own[key] for key in anew}}, said)
     console.print(f"begins with the weights of run {found.id}{', but for ' + ', '.join(anew) if anew else ''}")
-
-
-def _shape(state: dict[str, torch.Tensor], key: str) -> torch.Size | None:
-    return state[key].shape if key in state else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,12 +17,13 @@ from torch.nn.utils import clip_grad_norm_
 
 from .. import data, models, optim, world
 from ..chain import call, tree_map
-from ..checkpoints import check, writing
+from ..checkpoints import readable, writing
 from ..command import undivided
 from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
 from ..data.mixed import Mixed
 from ..models.sync import synchronise
+from ..models.weights import load
 from ..optim import Report
 from ..schema import UserError
 from .averaged import Averaged
@@ -251,13 +253,12 @@ class Job:
 
     def resume(self, path: Path) -> None:
         """Take up where ``save`` left off. Raises UserError where the file is damaged."""
-        check(path)
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise UserError(f"{path} cannot be read ({type(error).__name__}): rerun=true starts the run anew.") from error
-        self.epoch, self.kept = state["epoch"], state.get("kept", {})
-        self.model.load_state_dict(state["model"])
+        with readable(path):
+            self._take(torch.load(path, map_location=self.device, weights_only=True), path)
+
+    def _take(self, state: dict[str, Any], path: Path) -> None:
+        self.epoch, self.kept = operator.index(state["epoch"]), dict(state.get("kept", {}))
+        load(self.model, state["model"], f"{path} does not hold the weights of this model, and rerun=true starts the run anew")
         for one in state["base"]["state"].values():
             if isinstance(step := one.get("step"), Tensor):  # on a device the host would wait for every tensor's, at every step
                 one["step"] = step.cpu()

@@ -58,7 +58,7 @@ def _resume(job: Job, run: Run) -> None:
         if not run.previous.exists():
             raise
         job.resume(run.previous)
-        reason = str(error).removesuffix(": rerun=true starts the run anew.") if isinstance(error, UserError) else f"{error}"
+        reason = str(error).removesuffix(": rerun=true starts the run anew.").removesuffix(".")
         console.print(f"{reason}: it goes on from the checkpoint before that, of epoch {job.epoch}.")
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from .. import world
-from ..ranks import undisturbed
+from ..ranks import answering, undisturbed
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process has terminated", "Socket closed")
 
@@ -36,7 +36,8 @@ def together(device: str, checkpoint: Path) -> Iterator[None]:
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
             atexit.register(distributed.destroy_process_group)
-        yield
+        with answering():
+            yield
         distributed.barrier()  # what process 0 writes at the end is there for all of them
     except (RuntimeError, KeyboardInterrupt) as error:
         known = isinstance(error, (distributed.DistError, KeyboardInterrupt)) or any(sign in str(error) for sign in LOST)

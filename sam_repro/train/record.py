@@ -103,8 +103,10 @@ class EpochRecord:
                 self._diverge({"loss": self.loss.item(), "gradient norm": self.norm.item()})
             self._all_finite = None
         every = self.job.config["check_every"]
-        if self.steps % every == 0 and world.count() == 1 and self._all_finite is None:
-            self._recent = self._recent[-every:]
+        if self.steps % every:
+            return
+        self._recent = self._recent[-every:]
+        if world.count() == 1 and self._all_finite is None:
             self._all_finite = HostCopy((self.loss + self.norm).isfinite())
 
     def _diverge(self, numbers: dict[str, float]) -> None:

@@ -1,12 +1,11 @@
 """What the integrations are held to: the same training in a plain loop, by one process."""
 
 import contextlib
-import os
-import socket
 
 import torch
 import torch.nn.functional as F
-from torch import distributed, multiprocessing, nn
+from spawned import spawned
+from torch import distributed, nn
 from torch.nn.utils import clip_grad_norm_
 
 from sam_repro.optim import create
@@ -105,24 +104,22 @@ def apart(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def started(rank, port):
-    """The environment of one process of torchrun."""
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "WORLD_SIZE": PROCESSES, "RANK": rank, "LOCAL_RANK": rank}
-    os.environ |= {name: str(value) for name, value in where.items()}
-    torch.set_num_threads(1)
-
-
-def one_process(rank, port, train, folder):
-    started(rank, port)
-    torch.save({name: train(name, knobs, folder) for name, knobs in CASES.items()}, folder / f"{rank}.pt")
+def of_one(rank, folder, train):
+    found = {name: train(name, knobs, folder) for name, knobs in CASES.items()}
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    return found
 
 
 def together(train, folder):
     """What ``train(name, knobs, folder)`` returns in each of two processes, for all cases."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_process, (port, train, folder), nprocs=PROCESSES)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
+    return spawned(of_one, folder, train, count=PROCESSES, joined=False)
+
+
+def agree(two, method, batches, **more):
+    """Two processes end with the weights of a plain loop over ``batches``, to the last bit with each other's; and these have moved."""
+    first, second = two
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    wanted, _ = alone(method, batches, **more, **CASES[method])
+    assert apart(wanted, weights(Tagger())) > 1e-2
+    assert apart(first, wanted) < 1e-5

@@ -10,10 +10,12 @@ from itertools import product
 from pathlib import Path
 
 from ...console import console
+from ...files import write
 from ...places import places
+from ...plain import harmless
 from ...provenance import now, provenance
 from ...schema import UserError, suggest
-from ...store import OVER, write
+from ...store import OVER
 from ..declare import Table
 from ..measurements import measure, missing
 from ..select import Request
@@ -118,8 +120,8 @@ def report(papers: list[Claims], request: Request, path: Path) -> None:
 
     evidence = [judged(one, request) for one in papers]
     rendered = [(one.claims, one.verdicts) for one in evidence]
-    write(path.with_suffix(".csv"), render.as_csv(rendered))
-    write(path.with_suffix(".md"), render.as_markdown(rendered))
+    write(path.with_suffix(".csv"), harmless(render.as_csv(rendered)))
+    write(path.with_suffix(".md"), harmless(render.as_markdown(rendered)))
     kept = Path(request.results_dir) / "runs"
     for paper in evidence:
         for one in dict.fromkeys(one for verdict in paper.verdicts for one in verdict.run_ids):

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from ...config import check_overrides, keys_of
-from ...schema import NOT_NEGATIVE, UserError, checked, only, options, parse, read, suggest
-from ..declare import EXPERIMENTS, Substitute, Words, measures_of
+from ...config import check_overrides
+from ...schema import NOT_NEGATIVE, UserError, checked, keys_of, only, options, parse, read, suggest
+from ..declare import EXPERIMENTS, SEEDS, Substitute, Words, measures_of
 from ..frames import COLUMNS
 from .judge import Printed, Region, number
 
@@ -102,7 +102,7 @@ class _Loader(yaml.BaseLoader):
 def load(path: Path, paper: str = "") -> Claims:
     """The claims of a file; UserError that names the file, and the claim, where something does not fit."""
     with _saying(str(path)):
-        content = yaml.load(path.read_text(), Loader=_Loader) or {}
+        content = parse(path.read_text(), _Loader) or {}
         only(content, HEADER)
         paper = paper or path.stem
         found = tuple(_claim(paper, name, node, content) for name, node in content["claims"].items())
@@ -236,7 +236,7 @@ def _list(key: str, value: Any) -> list[Any]:
 
 
 def _count(node: dict[str, Any], key: str) -> int:
-    return int(checked(key, parse(node[key]), 1, (), (1, math.inf)))
+    return int(checked(key, parse(node[key]), 1, (), (1, SEEDS)))
 
 
 def _flag(node: dict[str, Any], key: str) -> bool:

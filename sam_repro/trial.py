@@ -1,0 +1,62 @@
+"""What cannot run, told before anything does: each method is built once on each model, without data, weights or memory for them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from .config import Config
+from .own import OWN
+from .schema import UserError, kind, read
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Trial:
+    """For many configurations, as those of a sweep or a table are: what they have in common is built once. Imports torch when asked."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, nn.Module | None] = {}
+        self._passed: set[str] = set()
+
+    def check(self, config: Config) -> None:
+        """UserError where the method does not fit the model, or either cannot be made; what torch must have data to tell is not found."""
+        parts = {"model": config["model"], "dataset": config["dataset"]}
+        one = json.dumps([parts, config["optimizer"], config["graphs"]], sort_keys=True)
+        if one in self._passed:
+            return
+        if (model := self._model(json.dumps(parts, sort_keys=True), **parts)) is not None:
+            from . import optim
+
+            method = optim.build(config["optimizer"], model, optim.Plan(1000, 10, 100, config["seed"]))
+            if config["graphs"] and config["processes"] == 1:
+                optim.StaticStep(method)
+        self._passed.add(one)
+
+    def _model(self, key: str, model: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | None:
+        if key not in self._models:
+            self._models[key] = _on_meta(model, dataset)
+        return self._models[key]
+
+
+def _on_meta(settings: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | None:
+    """The model on torch's meta device, where tensors have shapes and no numbers; None where it is none for that."""
+    import torch
+
+    from . import models
+
+    holds = read(f"dataset/{dataset['name']}").get("holds", {})
+    shape: dict[str, Any] = {"num_classes": holds.get("classes", 10)}
+    if kind("dataset", dataset["name"]) == "images":
+        shape |= {"in_channels": holds.get("channels", 3), "image_size": dataset.get("size") or holds.get("side", 224)}
+    unread: dict[str, Any] = {key: type(settings[key])() for key in ("pretrained", "weights") if key in settings}
+    try:
+        with torch.device("meta"):
+            return models.create(**{**settings, **unread}, **shape)
+    except UserError:
+        if holds and f"model/{settings['name']}" not in OWN:
+            raise
+    except Exception:  # it reads a number, as a plug-in's may; the run itself will say what is wrong, if anything is
+        pass
+    return None
