@@ -15,7 +15,7 @@ from sam_repro.store import Run
 from .process import Child, Moments, command, kill
 from .straight import METHODS, other_than, run_of, straight, train, words_of
 
-JOB = ["device=cpu", "max_samples=32", "batch_size=16", "epochs=2", "optimizer=sgd"]
+JOB = ["device=cpu", "max_samples=32", "batch_size=16", "epochs=2", "optimizer=sgd", "weight_decay=0"]
 RATES = ["0.05", "0.1", "0.2", "1e25"]  # the last one diverges
 KILLS = 20  # one for so many jobs
 
