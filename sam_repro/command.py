@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from . import world
 from .plain import plain
-from .schema import UserError
+from .schema import UserError, check_path
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,6 +33,10 @@ def command(name: str, resumes: str = "") -> Iterator[None]:
     """The whole of a command line; where it is interrupted, ``resumes`` is said, or what the interruption itself says of it."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        for word in sys.argv[1:]:
+            key, equals, value = word.partition("=")
+            if equals:
+                check_path(key, value)
         yield
     except KeyboardInterrupt as error:
         if isinstance(error, Stopped):

@@ -24,6 +24,7 @@ from .schema import (
     PARTS,
     Fields,
     UserError,
+    check_path,
     fields,
     flat,
     keys_of,
@@ -42,7 +43,6 @@ from .store import Run, find
 OUTSIDE = (
     "data_dir", "runs_dir", "results_dir", "workers", "rerun", "dry_run", "norms_every", "save_every", "check_every", "logger", "wandb",
 )  # fmt: skip
-PATHS = ("data_dir", "runs_dir", "results_dir")
 NO_WORD = re.compile(r"(null|true|false|[-+]?[\d.]+(e[-+]?\d+)?)?", re.IGNORECASE)  # what Hydra does not take for an option's name
 CUDA_ONLY = ("tf32", "cudnn_benchmark")  # elsewhere they change nothing
 
@@ -181,8 +181,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
         value = override.partition("=")[2].strip()
         if not key:
             raise UserError(f"{override!r} has no key: an override is key=value, as in lr=0.1.")
-        if key in PATHS:
-            _check_path(key, value)
+        check_path(key, value)
         if key in GROUPS and (value.startswith("[") or any(NO_WORD.fullmatch(one.strip()) for one in value.split(","))):
             none = " Leave it out for none." if key == "experiment" else suggest(value, options(key))
             raise UserError(f"{override!r} is no choice.{none}")
@@ -192,15 +191,6 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"{override!r}: set one key at a time, as in optimizer.where.r=0.1.")
         if key.partition(".")[0] in (*METADATA, "methods") or key.endswith((".name", ".kind")) or key.startswith("scale."):
             raise UserError(f"{key!r} is not for the command line: choose options (optimizer=sam) and set their own keys (rho=0.1).")
-
-
-def _check_path(key: str, value: str) -> None:
-    """Refuse what is no folder's name."""
-    name = value.strip("'\"")
-    if not name:
-        raise UserError(f"{key}= has no value: it names a folder, as in {key}=some/where.")
-    if name.startswith("~"):
-        raise UserError(f'{key}={value}: no shell replaces this ~; write {key}="$HOME{name[1:]}", or the whole path.')
 
 
 def identity(config: Config, fixes: list[str] | None = None) -> str:

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .plain import plain
+
 HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 FOLDERS = [CONF]  # where option files lie: the project's own, and behind it those of the plug-ins that were named
@@ -34,6 +36,7 @@ PARTS = ("dataset", "model", "base", "schedule")
 GROUPS = (*PARTS, "optimizer", "experiment", "scale", *(f"optimizer/{part}" for part in METHOD_PARTS))
 # Of Hydra's own groups, those with options of ours.
 ENGINES = {"hydra/launcher": ("basic", "joblib", "submitit_local", "submitit_slurm", "ray"), "hydra/sweeper": ("basic", "optuna")}
+PATHS = ("data_dir", "runs_dir", "results_dir")
 NOT_NEGATIVE = (0, math.inf)
 FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 MOST, DEEPEST = 100_000, 50  # values in a file of YAML, and how deep they are nested
@@ -271,3 +274,16 @@ def suggest(word: str, known: Iterable[Any]) -> str:
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" There is: {', '.join(known)}." if known else ""
+
+
+def check_path(key: str, value: str) -> None:
+    """UserError where ``key`` is one of ``PATHS`` and ``value`` no folder's name."""
+    name = value.strip("'\"")
+    if key not in PATHS:
+        return
+    if not name:
+        raise UserError(f"{key}= has no value: it names a folder, as in {key}=some/where.")
+    if name.startswith("~"):
+        raise UserError(f'{key}={value}: no shell replaces this ~; write {key}="$HOME{name[1:]}", or the whole path.')
+    if plain(name) != name:
+        raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")

@@ -18,10 +18,9 @@ from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
 from .results.select import Request, Setting, at_other_settings
-from .results.work import Task, Work, number_of_jobs, tasks, time_left
+from .results.work import Task, Work, check_all, number_of_jobs, tasks, time_left
 from .schema import UserError, options, suggest
 from .store import OVER
-from .trial import Trial
 
 if TYPE_CHECKING:
     from .results.frames import Frames
@@ -194,7 +193,7 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     elsewhere = f"{lost}{states.count('running')} at work elsewhere"
     console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
     _point_to_others(tables, request, todo, frames)
-    _try(todo)
+    check_all(todo)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, _places(todo, request, jobs)).go()
@@ -212,16 +211,6 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
         raise UserError(f"Measuring failed {len(unmeasured)} times, for the reasons above; the same command tries again.")
     shown = [*(table.name for table in tables), *request.words, *request.paths]
     console.print(f"Render with: python -m sam_repro.tables report {' '.join(shown)}")
-
-
-def _try(todo: list[Task]) -> None:
-    """UserError, before any of them starts, where one of the runs cannot."""
-    trial = Trial()
-    for task in todo:
-        try:
-            trial.check(task.config)
-        except UserError as error:
-            raise UserError(f"No run was started, for this one does not fit: {' '.join(task.words)}\n{error}") from error
 
 
 def _places(todo: list[Task], request: Request, jobs: int) -> list[dict[str, str]]:

@@ -80,6 +80,14 @@ def test_a_sweep_with_such_a_job_starts_none(tmp_path):
     assert not list(tmp_path.glob("runs/*/config.yaml"))
 
 
+@pytest.mark.parametrize("words", [["runs", "list"], ["tables", "report"], ["study", "show"], ["claims", "list"]], ids=" ".join)
+def test_every_command_wants_a_folder_that_is_one(words):
+    module, word = words
+    ended = subprocess.run([sys.executable, "-m", f"sam_repro.{module}", word, "runs_dir=~/x"], capture_output=True, text=True)
+    said = 'runs_dir=~/x: no shell replaces this ~; write runs_dir="$HOME/x", or the whole path.'
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", f"sam_repro.{module}: {said}\n")
+
+
 def test_a_table_with_such_a_run_starts_none(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "Work", None)
     table = load(declare(tmp_path, METHODS.replace("k=2", "k=99")), "own/t")
@@ -116,6 +124,7 @@ NONSENSE = {
     "dataset=cifar10 dataset.size=16 dataset.cutout=16": "dataset.cutout=16 hides the whole image, of 16 pixels: it is 0 to 15.",
     "dataset.crop=8": "dataset.crop=8 leaves nothing of some images, of 8 pixels: it is 0 to 7.",
     "runs_dir=/tmp/a(1)": "quote a value with signs that mean something to Hydra, runs_dir=\"'/tmp/a(1)'\".",
+    "runs_dir=/tmp/\udcff": "is no text in UTF-8: make a link to it with a name that is, and give that.",
     "runs_dir=~/x": 'no shell replaces this ~; write runs_dir="$HOME/x", or the whole path.',
     "runs_dir=": "runs_dir= has no value: it names a folder, as in runs_dir=some/where.",
     "lr=": "lr= has no value: lr is a number.",

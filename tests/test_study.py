@@ -78,3 +78,11 @@ def test_a_file_that_does_not_fit_is_named(tmp_path, text, says):
 
 def test_the_projects_own_study_composes():
     assert len(study.tasks(EXPERIMENTS / "study.yaml", Request(runs_dir="nowhere", results_dir="nowhere"))) > 40
+
+
+def test_one_that_cannot_run_is_told_before_the_first_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "Work", None)
+    request = asked(tmp_path)
+    path = write(tmp_path, OWN.replace("optimizer=layerwise epochs=2", "optimizer=layerwise k=99"))
+    with pytest.raises(UserError, match=r"No run was started, for this one does not fit: .*optimizer=layerwise k=99.*\nk=99 does not fit"):
+        study.run(study.tasks(path, request), request)

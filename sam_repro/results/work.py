@@ -20,6 +20,7 @@ from ..console import clock, console
 from ..device import device_type
 from ..schema import UserError
 from ..store import OVER, Run
+from ..trial import Trial
 from .declare import Cell, Table, Words
 from .select import Request, configuration, run_id, words_of
 
@@ -69,6 +70,16 @@ def tasks(tables: Iterable[Table], request: Request, frames: Frames) -> list[Tas
                 task = found.setdefault(one, Task(run, config, words_of(cell, scale, request), cell.base, seed, label))
                 found[one] = replace(task, measures=tuple(dict.fromkeys((*task.measures, *measures))))
     return sorted(found.values(), key=lambda task: task.seed)
+
+
+def check_all(todo: Iterable[Task]) -> None:
+    """UserError, before any of them starts, where one of the runs cannot."""
+    trial = Trial()
+    for task in todo:
+        try:
+            trial.check(task.config)
+        except UserError as error:
+            raise UserError(f"No run was started, for this one does not fit: {' '.join(task.words)}\n{error}") from error
 
 
 def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:
