@@ -19,7 +19,7 @@ from sam_repro.files import write
 from sam_repro.fingerprint import FILES, describe, fingerprint
 from sam_repro.results.archive import archive
 from sam_repro.schema import UserError, options, read
-from sam_repro.store import Run
+from sam_repro.store import CHECKSUMS, Run
 from sam_repro.train import loop
 
 SMALL = ["device=cpu", "train_fraction=0.05", "epochs=2", "seed=3", "optimizer=sgd"]
@@ -177,6 +177,7 @@ def test_what_is_unknown_is_accepted(tmp_path, capsys, recorded):
     words = ["dataset=digits", "epochs=1", "optimizer=sgd", "device=cpu", f"runs_dir={tmp_path}"]
     summary = run.summary | {"note": ""}
     write(run.path / "summary.json", json.dumps(summary))
+    (run.path / CHECKSUMS).unlink()
     launch(compose(words), words)
     said = capsys.readouterr().out
     assert f"Run {run.id} is done already" in said

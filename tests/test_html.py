@@ -253,10 +253,12 @@ def visit(browser, store, tmp_path):
     assert trouble == []
 
 
+@pytest.mark.long
 def test_nothing_runs_that_a_run_has_written(visit):
     assert visit().title() == NASTY
 
 
+@pytest.mark.long
 def test_a_table_is_sorted_by_its_heads_with_empty_cells_last(visit):
     opened = visit()
 
@@ -275,6 +277,7 @@ def test_a_table_is_sorted_by_its_heads_with_empty_cells_last(visit):
         assert opened.locator("section:has(#curves0) th[aria-sort]").get_attribute("aria-sort") == said
 
 
+@pytest.mark.long
 def test_a_link_leads_to_its_run_by_keyboard_and_opens_its_configuration(visit, store):
     opened = visit()
     link = opened.locator("section:has(#curves0) tbody a").first
@@ -285,12 +288,14 @@ def test_a_link_leads_to_its_run_by_keyboard_and_opens_its_configuration(visit, 
     assert opened.locator(f"#run-{target} .command code").inner_text() == command_of(Run(store, target))
 
 
+@pytest.mark.long
 def test_a_run_is_picked_for_the_layers(visit):
     opened = visit()
     opened.locator("#layers0 select").select_option(label="layerwise k=3, seed 0")
 
 
 @pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.long
 def test_the_page_does_not_scroll_sideways(visit, width):
     assert visit(width).evaluate("document.documentElement.scrollWidth") <= width
 
@@ -309,8 +314,34 @@ def test_colours_stand_out_from_the_background_and_from_each_other():
         assert 1.05 / (luminance(shade) + 0.05) >= 3, shade
 
 
+@pytest.mark.long
 def test_on_paper_nothing_is_cut_off(visit, tmp_path):
     opened = visit()
     opened.pdf(path=tmp_path / "report.pdf", format="A4")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "report.pdf").stat().st_size > 20_000
+
+
+@pytest.mark.long
+def test_the_numbers_of_a_chart_are_a_table_when_they_are_asked_for(visit):
+    opened = visit()
+    assert opened.locator("[data-chart=speed0] td").count() == 0
+    opened.locator("[data-chart=speed0] summary").focus()
+    opened.keyboard.press("Enter")
+    opened.wait_for_selector("[data-chart=speed0] td")
+    heads = opened.locator("[data-chart=speed0] table").first.locator("th").all_inner_texts()
+    assert {"setting", "seed", "score_last", "images_per_second"} <= {*heads}
+    said = opened.locator("#speed0 [aria-label]").first.get_attribute("aria-label")
+    assert said.startswith("Score against images per second")
+
+
+@pytest.mark.long
+def test_in_the_dark_the_words_are_bright_and_the_charts_keep_their_white(visit):
+    opened = visit(color_scheme="dark")
+    shades = [
+        opened.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}").removeprefix("rgb(").removesuffix(")")
+        for where, what in (("body", "color"), ("body", "backgroundColor"), ("#curves0", "backgroundColor"))
+    ]
+    words, page_, chart = (sum(map(int, shade.split(", "))) / 3 for shade in shades)
+    assert words > 200 > 60 > page_
+    assert chart == 255

@@ -8,6 +8,7 @@ from own_tables import declare, lines_of, put, sheet_of, time_steps
 from scipy.stats import t as student
 
 from sam_repro.results.declare import load, select
+from sam_repro.results.figures import draw
 from sam_repro.results.frames import Frames
 from sam_repro.results.numbers import COLUMNS
 from sam_repro.results.readme import BEGIN, END, index, update
@@ -17,6 +18,7 @@ from sam_repro.results.report import page_of, report
 from sam_repro.results.select import Request
 from sam_repro.results.sheet import sheet
 from sam_repro.schema import UserError
+from sam_repro.store import CHECKSUMS
 from sam_repro.tables import dispatch
 
 REFERENCES = "references: {SGD: optimizer=sgd, SAM: optimizer=sam}\n"
@@ -116,6 +118,7 @@ def test_the_share_of_extra_time_is_else_that_of_runs_on_like_hardware(tmp_path,
     for method in ("sam", "sgd", "layerwise"):  # the last one's on another machine
         run = put(tmp_path / "other", f"optimizer={method}", speed=50)
     (run.path / "summary.json").write_text((run.path / "summary.json").read_text().replace("a machine", "another"))
+    (run.path / CHECKSUMS).unlink()  # as of the time before there were any
     line = lines_of(sheet(methods, Request(runs_dir=str(tmp_path / "other")), Frames(tmp_path / "other")))
     assert line["layer-wise", "Speed", "images_per_second_extra"]["n"] == ""
     assert line["layer-wise", "Speed", "images_per_second"]["n"] == "1"
@@ -319,6 +322,28 @@ def test_every_kind_of_figure_is_drawn_from_runs(tmp_path):
         picture.unlink()
     kept = tmp_path / "results" / "runs" / run.id / "steps.csv"
     assert kept.read_text() == "step,plain_norm,psf_norm\n0,2,0.1\n2,1,0.2\n"
+
+
+def test_norms_are_a_curve_for_each_layer_and_landscapes_a_line_for_each_method(tmp_path):
+    for method in ("sgd", "sam"):
+        run = put(tmp_path / "runs", f"optimizer={method}")
+        (run.path / "landscape").mkdir()
+        grid = {"layer": "head", "x": [0, 1], "y": [0, 1], "loss": [[0, 1], [1, 9]], "samples": 50, "of": 50}
+        (run.path / "landscape" / "head.json").write_text(json.dumps(grid))
+    request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    content = "plot: {}\nrows: {{a: {{run: optimizer=sgd}}, b: {{run: optimizer=sam}}}}"
+    charts = {}
+    for plot in ("layer_norms", "landscape"):
+        table = load(declare(tmp_path / plot, content.format(plot)), "own/t")
+        charts[plot] = draw(sheet(table, request, request.frames)).to_dict()
+    curves, shades = charts["layer_norms"]["vconcat"][0]["hconcat"]
+    assert (curves["mark"]["type"], shades["mark"]["type"]) == ("line", "rect")
+    assert curves["encoding"]["color"]["scale"]["domain"] == list(run.summary["perturbations"])
+    rows = [[one["title"] for one in row["hconcat"]] for row in charts["landscape"]["vconcat"]]
+    assert rows == [["a, head"], ["b, head"]]
+    assert {str(one["encoding"]["color"]["scale"]["domain"]) for row in charts["landscape"]["vconcat"] for one in row["hconcat"]} == {
+        "[0, 4.5]"
+    }
 
 
 def test_a_recipe_reads_the_architecture_from_the_model(tmp_path):

@@ -192,7 +192,10 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     assert "0 of 3 runs are done, 0 at work elsewhere, 3 to do." in out
     assert "diverged in epoch 1  (c, c, seed 0)" in out
     done = {json.loads(path.read_text())["optimizer"]: path.parent for path in (tmp_path / "runs").glob("*/summary.json")}
-    found = {method: sorted(path.name for path in place.rglob("*.json") if path.name != "checksums.json") for method, place in done.items()}
+    found = {
+        method: sorted(path.name for path in place.rglob("*.json") if not path.name.endswith("checksums.json"))
+        for method, place in done.items()
+    }
     always = ["head.linear.json", "status.json", "summary.json"]
     assert found == {"sgd": always, "sam": ["cost.json", *always]}
     again, _ = command("run", *words, cwd=tmp_path).communicate(timeout=300)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ..schema import UserError, options, suggest
 from .archive import thinned
+from .declare import Cell
 from .render import caption
 from .select import OWN
 from .sheet import Sheet
@@ -29,7 +30,7 @@ COLOURS = {
 OTHERS = ("#777777", "#2f9485", "#117733", "#5b4bc4", "#661100")
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 4])
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-SURFACES = 6  # in one picture
+SURFACES = 6  # of one run in a picture
 PIXELS = 1.5  # of a PNG to one of the specification
 
 Chart = Any  # of altair: LayerChart, FacetChart, ...
@@ -50,7 +51,7 @@ def draw(sheet: Sheet) -> Chart | None:
     if chart is None:
         return None
     below = alt.TitleParams(textwrap.wrap(caption(sheet), 110), orient="bottom", anchor="start", fontSize=9, fontWeight="normal", offset=12)
-    return finish(chart.properties(title=below))
+    return finish(chart.properties(title=below, description=f"{sheet.table.title}. {caption(sheet)}"))
 
 
 def finish(chart: Chart) -> Chart:
@@ -135,7 +136,7 @@ def curves(sheet: Sheet, key: str, y: str) -> Chart | None:
 
 
 def layer_norms(sheet: Sheet) -> Chart | None:
-    """A panel for each column: layers from the input (top) to the output, epochs to the right, brighter is larger."""
+    """For each column, of its first row: a curve for each layer, and beside it the same as shades, layers from the input to the output."""
     runs = _own(sheet)
     if runs.empty:
         return None
@@ -144,8 +145,25 @@ def layer_norms(sheet: Sheet) -> Chart | None:
     norms = norms.assign(grad_norm=few(norms.grad_norm))  # as they are archived
     ends = norms.groupby("run").epoch.max().min()
     mean = norms[norms.epoch <= ends].groupby(["panel", "label", "layer", "depth", "epoch"], as_index=False, sort=False).grad_norm.mean()
-    panels = [heatmap(group, f"{panel}, {group.label.iloc[0]}") for panel, group in mean.groupby("panel", sort=False)]
-    return alt.hconcat(*panels).resolve_scale(color="independent")
+    panels = [
+        alt.hconcat(layer_curves(group, f"{panel}, {group.label.iloc[0]}"), heatmap(group, "the same, layer by layer"))
+        for panel, group in mean.groupby("panel", sort=False)
+    ]
+    return alt.vconcat(*panels).resolve_scale(color="independent")
+
+
+def layer_curves(norms: pd.DataFrame, title: str) -> Chart:
+    """A line for each layer, dark at the input and bright at the output: columns layer, depth, epoch, grad_norm."""
+    names = list(norms.sort_values("depth").layer.unique())
+    shades, pick = alt.Scale(domain=names, scheme="viridis"), alt.selection_point(fields=["layer"], bind="legend")
+    return (
+        alt.Chart(norms.assign(grad_norm=few(norms.grad_norm))[["layer", "epoch", "grad_norm"]]).mark_line(strokeWidth=1.4)
+        .encode(
+            x=alt.X("epoch:Q", scale=alt.Scale(nice=False)), y=alt.Y("grad_norm:Q", title="gradient norm of the layer (epoch mean)"),
+            color=alt.Color("layer:N", scale=shades, sort=names, legend=alt.Legend(title=None, columns=1, symbolStrokeWidth=2)),
+            opacity=alt.condition(pick, alt.value(1), alt.value(0.08)), tooltip=["layer", "epoch", "grad_norm"],
+        ).add_params(pick).properties(width=420, height=max(240, 13 * len(names)), title=title)
+    )  # fmt: skip
 
 
 def heatmap(norms: pd.DataFrame, title: str, value: str = "grad_norm", width: int = 420) -> Chart:
@@ -184,28 +202,31 @@ def perturbations(sheet: Sheet) -> Chart | None:
 
 
 def landscape(sheet: Sheet) -> Chart | None:
-    """Layers' loss surfaces that ``python -m sam_repro.measure landscape`` left in the first run's directory; shades from 0 to 4.5."""
-    found = []
-    for _, group in sheet.selected[(sheet.selected.of == OWN) & (sheet.selected.state == "done")].groupby("cell"):
+    """Layers' loss surfaces that ``python -m sam_repro.measure landscape`` left in each row's first run: a line of them for each row.
+
+    Shades from 0 to 4.5 in all of them, so that methods can be compared.
+    """
+    rows = []
+    for cell, group in sheet.selected[(sheet.selected.of == OWN) & (sheet.selected.state == "done")].groupby("cell"):
         run = sheet.frames.found[group.run.iloc[0]]
         order = list(run.summary["perturbations"])
-        surfaces = [json.loads(path.read_text()) for path in sorted(run.path.glob("landscape/*.json"))]
-        found += sorted(
-            (one for one in surfaces if len(one["y"]) > 1), key=lambda one: order.index(one["layer"]) if one["layer"] in order else -1
-        )
-    panels = []
-    for one in found[:SURFACES]:
-        x, y = np.meshgrid(one["x"], one["y"])
-        frame = pd.DataFrame({"α": x.ravel(), "β": y.ravel(), "loss": np.array(one["loss"], dtype=float).ravel()}).round(4)
-        axes: Any = {"axis": alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)}
-        shades = alt.Color("loss:Q", scale=alt.Scale(domain=[0, 4.5], scheme="viridis", reverse=True, clamp=True))
-        chart = (
-            alt.Chart(frame)
-            .mark_rect()
-            .encode(x=alt.X("α:O", **axes), y=alt.Y("β:O", sort="descending", **axes), color=shades, tooltip=["α", "β", "loss"])
-        )
-        panels.append(chart.properties(title=one["layer"], width=220, height=220))
-    return alt.concat(*panels, columns=3) if panels else None
+        surfaces = [json.loads(path.read_text()) for path in run.path.glob("landscape/*.json")]
+        surfaces = [one for one in surfaces if len(one["y"]) > 1]
+        surfaces.sort(key=lambda one: (order.index(one["layer"]) if one["layer"] in order else -1, one["layer"]))
+        if surfaces:
+            rows.append(alt.hconcat(*(_surface(one, f"{sheet.table.cells[cell].row}, {one['layer']}") for one in surfaces[:SURFACES])))
+    return alt.vconcat(*rows) if rows else None
+
+
+def _surface(found: dict[str, Any], title: str) -> Chart:
+    x, y = np.meshgrid(found["x"], found["y"])
+    frame = pd.DataFrame({"α": x.ravel(), "β": y.ravel(), "loss": np.array(found["loss"], dtype=float).ravel()}).round(4)
+    axes: Any = {"axis": alt.Axis(labelOverlap=True, labelAngle=0, ticks=False)}
+    shades = alt.Color("loss:Q", scale=alt.Scale(domain=[0, 4.5], scheme="viridis", reverse=True, clamp=True))
+    drawn = alt.Chart(frame).mark_rect().encode(
+        x=alt.X("α:O", **axes), y=alt.Y("β:O", sort="descending", **axes), color=shades, tooltip=["α", "β", "loss"]
+    )  # fmt: skip
+    return drawn.properties(title=title, width=200, height=200)
 
 
 def speed(sheet: Sheet) -> Chart | None:
@@ -276,7 +297,7 @@ def _own(sheet: Sheet) -> pd.DataFrame:
     runs = runs.assign(
         row=[table.cells[cell].row for cell in runs.cell], column=[table.cells[cell].column for cell in runs.cell],
         model=runs.run.map(known.model), method=runs.run.map(known.optimizer), n=runs.groupby("cell").run.transform("count"),
-        instead=[setting.scale in table.cells[cell].substitutes for cell, setting in zip(runs.cell, runs.setting, strict=True)],
+        instead=[_other_model(table.cells[cell], setting.scale) for cell, setting in zip(runs.cell, runs.setting, strict=True)],
     )  # fmt: skip
     models = {column: " and ".join(sorted(group.model[group.instead].unique())) for column, group in runs.groupby("column")}
     counts = {row: "–".join(map(str, sorted(set(group.n)))) for row, group in runs.groupby("row")}
@@ -284,6 +305,10 @@ def _own(sheet: Sheet) -> pd.DataFrame:
         panel=[f"{one} (here {models[one]})" if models[one] else one for one in runs.column],
         label=[f"{row} (n={counts[row]})" for row in runs.row],
     )  # fmt: skip
+
+
+def _other_model(cell: Cell, scale: str) -> bool:
+    return scale in cell.substitutes and any(word.startswith(("model=", "experiment=")) for word in cell.substitutes[scale].words)
 
 
 def _methods(runs: pd.DataFrame) -> dict[str, str]:

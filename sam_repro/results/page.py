@@ -26,6 +26,13 @@ from .metrics import METRICS
 from .render import absolute, diverged, plus_minus, printed
 from .sheet import Sheet
 
+# What one who does not see a chart is told of it.
+ALT = {
+    "figure": "The figure of the paper, from our runs.",
+    "curves": "Score, training loss, share of steps with an ascent and gradient norm over the epochs, a line for each setting.",
+    "speed": "Score against images per second, a point for each run and the means of the settings.",
+    "layers": "Gradient norm and perturbations of every layer in every epoch, as shades, of one run.",
+}
 CURVES = {"score": "Score, %", "train_loss": "Training loss", "rate": "Steps with an ascent, %", "grad_norm": "Gradient norm"}
 
 
@@ -48,6 +55,8 @@ def page(
     for number, benchmark in enumerate(known):
         charts |= {f"{name}{number}": chart for name, chart in _charts(benchmark, frames).items()}
     specifications = {name: finish(chart).to_dict() for name, chart in charts.items() if chart is not None}
+    for name, specification in specifications.items():
+        specification.setdefault("description", f"{ALT[name.rstrip('0123456789')]} The numbers stand below the chart.")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -149,7 +158,6 @@ def _speed(benchmark: Benchmark) -> Any:
     means = benchmark.means.dropna(subset=["score_last"]).reset_index()[["setting", "images_per_second", "score_last", "n"]]
     middle = alt.Chart(means).encode(x=x, y=y)
     parts = [points, middle.mark_point(shape="diamond", size=90, filled=True).encode(color=shade, tooltip=["setting", "n", "score_last"])]
-    parts.append(middle.mark_text(align="left", dx=8).encode(text="setting"))
     if len(front) > 1:
         step = alt.Chart(front.reset_index()[["images_per_second", "score_last"]]).mark_line(
             interpolate="step-after", strokeDash=[5, 4], color="#777777"

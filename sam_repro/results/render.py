@@ -34,7 +34,7 @@ SHADED = "Lines are means over seeds, shaded ± the sample standard deviation. "
 REMARKS = {
     "learning_curves": SHADED,
     "grad_norm": SHADED,
-    "layer_norms": "The shades end at the 1st and the 99th percentile of the norms. ",
+    "layer_norms": "Curves on the left, the same as shades on the right, which end at the 1st and the 99th percentile. ",
 }
 SIGNS = UnicodeToLatexConversionRule(RULE_DICT, {ord("✓"): r"\ensuremath{\checkmark}", ord("✗"): r"\ensuremath{\times}"})
 ENCODER = UnicodeToLatexEncoder(conversion_rules=[SIGNS, "defaults"])
