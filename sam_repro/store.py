@@ -35,6 +35,7 @@ Row = dict[str, Any]
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
 STATES = ("running", "stopped", "done", "diverged", "failed")
 CHECKSUMS = ".checksums.json"
+ABSENT = "absent"  # in place of a checksum: there may be no such file, for it is about to be written for the first time
 OVER = ("done", "diverged")  # states of a run that is not tried again by itself
 LAST = ("train_loss", "grad_norm", "weight_norm")  # of the last epoch in which all was finite, where the next one diverged
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
@@ -90,6 +91,8 @@ class Run:
         """``status.json``; empty before the run has started."""
         content = self._json("status.json")
         known = content.get("data")
+        if not content and "summary.json" in self._checksums():
+            raise self._damaged("status.json")
         if content and (content.get("state") not in STATES or not (known is None or _has(known, *DATA))):
             raise self._damaged("status.json")
         return content
@@ -135,7 +138,7 @@ class Run:
         """``metrics.jsonl``: one row an epoch."""
         path = self.path / "metrics.jsonl"
         try:
-            rows = [_mapping(json.loads(line)) for line in self.text(path.name).splitlines()] if path.exists() else []
+            rows = [_mapping(json.loads(line)) for line in self.text(path.name).splitlines()] if self._there(path.name) else []
         except ValueError as error:
             raise self._damaged(path.name) from error
         if path.exists() and not rows and not self._lost_at_once:
@@ -153,7 +156,7 @@ class Run:
     def layers(self) -> list[Row]:
         """``layers.csv``: one row an epoch and layer."""
         path = self.path / "layers.csv"
-        if not path.exists():
+        if not self._there(path.name):
             return []
         kinds = dict(zip(LAYER_COLUMNS, (int, str, float, int), strict=True))
         try:
@@ -168,7 +171,7 @@ class Run:
     def steps(self) -> list[dict[str, float]]:
         """``steps.csv``: one row a recorded step, a cell that is empty left out; empty where none were recorded."""
         path = self.path / "steps.csv"
-        if not path.exists():
+        if not self._there(path.name):
             return []
         try:
             reader = csv.DictReader(io.StringIO(self.text(path.name), newline=""))
@@ -235,9 +238,9 @@ class Run:
             if plain(f"{value}") != f"{value}":
                 raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
         with self._locked():
-            self._put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
-            for name in ("traceback.txt", *(["status.json"] if config["rerun"] else [])):
+            for name in ("traceback.txt", *([CHECKSUMS, "status.json"] if config["rerun"] else [])):
                 (self.path / name).unlink(missing_ok=True)
+            self._put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
             before, made = self.status, provenance()
             history = before.get("history", [])
             if earlier := {key: before[key] for key in ("commit", "host", "versions") if key in before and before[key] != made[key]}:
@@ -297,7 +300,11 @@ class Run:
 
     def forget(self) -> None:
         """Remove what was computed, to begin anew. The run must be held."""
-        for name in ("summary.json", "metrics.jsonl", "layers.csv", "steps.csv"):
+        names = ("summary.json", "metrics.jsonl", "layers.csv", "steps.csv")
+        if any(name in self._checksums() for name in names):
+            kept = {name: known for name, known in self._checksums().items() if name not in names}
+            write(self.path / CHECKSUMS, json.dumps(kept, indent=2) + "\n")
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
         for path in self.all_measured():
             path.unlink()
@@ -345,7 +352,7 @@ class Run:
         """Write them, the checksum of each before it takes its place, and that of what it replaces until it has."""
         known = self._checksums()
         new = {name: [hashlib.sha256(content.encode()).hexdigest()] for name, content in files.items()}
-        either = {name: [*known.get(name, []), *digest] for name, digest in new.items()}
+        either = {name: [*known.get(name, [ABSENT]), *digest] for name, digest in new.items()}
         write(self.path / CHECKSUMS, json.dumps({**known, **either}, indent=2) + "\n")
         for name, content in files.items():
             write(self.path / name, content)
@@ -362,10 +369,17 @@ class Run:
             more["ended"] = now()
         write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
 
+    def _there(self, name: str) -> bool:
+        """Whether there is such a file; DamagedError where there was one, and nobody has forgotten it."""
+        for _ in range(2):  # whoever is at work on the run may have written it between the two looks, or forgotten it
+            found = (self.path / name).exists()
+            if found or ABSENT in self._checksums().get(name, [ABSENT]):
+                return found
+        raise self._damaged(name)
+
     def _json(self, name: str) -> Row:
-        path = self.path / name
         try:
-            return _mapping(json.loads(self.text(name))) if path.exists() else {}
+            return _mapping(json.loads(self.text(name))) if self._there(name) else {}
         except ValueError as error:
             raise self._damaged(name) from error
 
@@ -431,7 +445,7 @@ def _configuration(content: Any) -> Row:
 
 def all_runs(runs_dir: str | Path) -> list[Run]:
     """The runs of a store, oldest first."""
-    folders = [path.parent for path in Path(runs_dir).glob("*/status.json")]
+    folders = {path.parent for name in ("status.json", CHECKSUMS) for path in Path(runs_dir).glob(f"*/{name}")}
     return sorted((Run(runs_dir, folder.name) for folder in folders), key=_started)
 
 

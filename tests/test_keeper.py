@@ -20,7 +20,7 @@ from sam_repro.data import Sampling, load
 from sam_repro.data.mixed import Mixed
 from sam_repro.files import write
 from sam_repro.schema import Diverged, UserError
-from sam_repro.store import Run
+from sam_repro.store import Run, all_runs
 from sam_repro.train import job as job_module
 from sam_repro.train import keeper as keeper_module
 from sam_repro.train.keeper import Keeper
@@ -292,6 +292,19 @@ def test_a_flipped_bit_in_a_number_of_a_run_is_noticed(tmp_path, name):
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     with pytest.raises(UserError, match=f"{name} is missing or damaged"):
         run.check()
+
+
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "layers.csv", "summary.json"])
+def test_a_file_that_is_gone_is_noticed_and_one_that_was_forgotten_is_not_missed(tmp_path, name):
+    run = run_here(tmp_path, "epochs=1")
+    (run.path / name).unlink()
+    (listed,) = all_runs(tmp_path)
+    with pytest.raises(UserError, match=f"{name} is missing or damaged"):
+        listed.summary, listed.metrics(), listed.layers(), listed.state
+    again = run_here(tmp_path, "epochs=1", "rerun=true")
+    assert (again.state, len(again.metrics())) == ("done", 1)
+    again.forget()
+    assert (again.metrics(), again.layers(), again.summary) == ([], [], {})
 
 
 # -- the store at work -------------------------------------------------------------------------------------------------
