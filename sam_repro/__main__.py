@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from . import engines, plugins, world
+from . import engines, flags, front, plugins, world
 from .command import command, leave, sentence
 from .config import check_named_after, check_overrides, finish, identity
 from .console import console
@@ -110,11 +110,16 @@ def _say_what_is_unused(config: dict[str, Any]) -> None:
 def main() -> None:
     """The command ``sam-repro``; errors of the user's are one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    if front.go_to_command(sys.argv[1:]):
+        return
     with command("sam_repro", "the same command (without rerun=true) resumes after the last finished epoch"):
+        sys.argv[1:] = flags.in_order(sys.argv[1:])
+        if front.shown(sys.argv[1:]):
+            return
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
         plugins.load(sys.argv[1:])
         sys.argv[1:] = engines.with_engines(sys.argv[1:])
-        if {"-m", "--multirun"} & set(sys.argv):
+        if "--multirun" in sys.argv:
             sys.argv[1:] = spread(sys.argv[1:])
         if world.count() == 1 and not engines.asked_for(sys.argv[1:]) and (wanted := asked_for(sys.argv[1:])) > 1:
             from .ranks import start

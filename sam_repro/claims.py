@@ -36,15 +36,12 @@ KEYS = {
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.claims", "the same command goes on"):
+    with command("sam_repro.claims", "the same command goes on", USAGE):
         dispatch(sys.argv[1:])
 
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    if {"-h", "--help"} & {*arguments}:
-        print(f"usage: {USAGE}")
-        return
     plugins.load(arguments)
     settings = {**KEYS, **dict(word.split("=", 1) for word in arguments if "=" in word)}
     words = [word for word in arguments if "=" not in word]

@@ -34,7 +34,7 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    with command("sam_repro.runs"):
+    with command("sam_repro.runs", usage=USAGE):
         run(words, settings)
 
 

@@ -41,15 +41,12 @@ FLAGS = ("--all", "--html")
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.tables", "the same command resumes"):
+    with command("sam_repro.tables", "the same command resumes", USAGE):
         dispatch(sys.argv[1:])
 
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"usage: {USAGE}")
-        return
     plugins.load(arguments)
     flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if "=" not in word and word not in flags]

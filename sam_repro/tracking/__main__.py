@@ -23,7 +23,7 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    with command("sam_repro.tracking"):
+    with command("sam_repro.tracking", usage=USAGE):
         if not words or words[0] not in KEYS or (words[0] == "dashboard" and words[1:]):
             raise UserError(f"usage: {USAGE}")
         for key in settings.keys() - KEYS[words[0]]:
