@@ -84,8 +84,10 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if not config["rerun"] and run.state == "diverged":
         show_finished(config, run)
         raise Diverged(run.verdict)  # again the same numbers would come of it
+    from .fetch import provide
     from .train.loop import train
 
+    provide(config)
     verb = "resumes" if run.begun and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")
