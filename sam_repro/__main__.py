@@ -36,7 +36,7 @@ def job(composed: DictConfig) -> float | None:
         plugins.load(overrides)  # in a launcher's process nobody has
         config = finish(composed, overrides)
         if engines.launcher() == engines.BUILT_IN:
-            launch(config, overrides)
+            launch(config, overrides, brief=HydraConfig.get().mode == RunMode.MULTIRUN)
         else:
             engines.run(config, overrides)
         return engines.validation_score(config)
@@ -54,8 +54,8 @@ def job(composed: DictConfig) -> float | None:
 app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
 
 
-def launch(config: dict[str, Any], overrides: list[str]) -> None:
-    """Run a configuration, unless the store has it already."""
+def launch(config: dict[str, Any], overrides: list[str], *, brief: bool = False) -> None:
+    """Run a configuration, unless the store has it already, which is said; not where ``brief``: the table of a sweep says it."""
     from .fingerprint import check_data, describe
     from .tracking.console import show_summary
     from .tracking.follow import show_finished
@@ -74,6 +74,9 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if kept and (run.path / "config.yaml").exists():
         check_named_after(run)
     data = check_data(run, config) if kept else None
+    if not config["rerun"] and run.state == "done" and brief:
+        show_finished(config, run)
+        return
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
         if not data and (known := run.status.get("data")):
