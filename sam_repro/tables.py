@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .results.frames import Frames
 
 USAGE = """python -m sam_repro.tables list
-    show TABLE ...     the runs of a table, which are done, and about how long the others take
+    show TABLE         the runs of a table, which are done, and about how long the others take
+    show [TABLE ...]   of several tables, or all: how far each is, a line each, and all together
     run TABLE ...      train and measure what is missing   [jobs=N processes at a time | hydra/launcher=...]
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
                        [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
@@ -73,8 +74,8 @@ def dispatch(arguments: list[str]) -> None:
     match words:
         case ["list"]:
             show_list(folder)
-        case ["show", *wanted] if wanted:
-            show(_with_runs(select(wanted, folder), request), request)
+        case ["show", *wanted]:
+            show(_with_runs(select(wanted or names(folder), folder), request), request)
         case ["run", *wanted] if wanted:
             run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
@@ -144,8 +145,15 @@ def show_list(folder: Path) -> None:
 
 
 def show(tables: list[Table], request: Request) -> None:
-    """The runs of tables, and how long those that are missing take."""
+    """The runs of a table, and how long those that are missing take; of several tables a line each."""
     frames = request.frames
+    if len(tables) > 1:
+        from .results.overview import overview
+
+        for line in overview(tables, request, frames):
+            console.print(line)
+        _point_to_others(tables, request, tasks(tables, request, frames), frames)
+        return
     everything = tasks(tables, request, frames)
     if not everything:
         console.print("A recipe has no runs: 'report' checks what the presets set.")
