@@ -17,6 +17,7 @@ from .places import places
 from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
+from .results.own_place import check_own_place
 from .results.select import Request, Setting, at_other_settings
 from .results.work import Task, Work, check_all, number_of_jobs, tasks, time_left
 from .schema import UserError, options, suggest
@@ -79,6 +80,8 @@ def dispatch(arguments: list[str]) -> None:
         case ["run", *wanted] if wanted:
             run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
+            if folder.resolve() != EXPERIMENTS.resolve():
+                check_own_place(request.results_dir, f"experiments={folder}")
             chosen = select(wanted or names(folder), folder)
             frames = request.frames
             for table in chosen:

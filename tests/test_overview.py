@@ -1,7 +1,10 @@
 """How far tables are, a line each."""
 
-from own_tables import declare, put
+import pytest
+from own_tables import ROOT, declare, put
 
+from sam_repro import claims
+from sam_repro.schema import UserError
 from sam_repro.tables import dispatch
 
 
@@ -20,3 +23,12 @@ def test_several_tables_have_a_line_each_and_one_together(tmp_path, capsys):
     ]
     dispatch(["show", "own/a", *words])
     assert "1 of 2 runs are done, 1 are missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [ROOT / "results", ROOT / "results" / "mine", ROOT / "sam_repro"], ids=str)
+def test_tables_and_claims_of_ones_own_are_not_written_among_the_projects(tmp_path, place):
+    folder = declare(tmp_path / "experiments", "run: dataset=digits epochs=1\nrows: {x: {run: optimizer=sgd}}", "own/a")
+    with pytest.raises(UserError, match="say where its files go"):
+        dispatch(["report", "own/a", f"experiments={folder}", f"results_dir={place}"])
+    with pytest.raises(UserError, match="say where its files go"):
+        claims.dispatch(["report", "file=mine.yaml", f"results_dir={place}"])
