@@ -309,7 +309,11 @@ def test_every_key_of_the_dashboard_is_one_we_log(both):
         lines = [panel.x, *panel.y] if isinstance(getattr(panel, "y", None), list) else [getattr(panel, key, None) for key in "xy"]
         used |= {getattr(axis, "name", axis) for axis in lines if axis} | set(getattr(panel, "media_keys", ()))
     used |= {column.removeprefix("summary:") for column in view.runset_settings.pinned_columns if column.startswith("summary:")}
-    assert {"test/score", "final/images_per_second", "sam/sampling_rate", "sam/layers_grad_norm", "epoch"} <= used <= logged
+    assert {"test/score", "final/images_per_second", "sam/sampling_rate", "sam/layers_grad_norm", "epoch", keys.TIME} <= used <= logged
+    assert [row[keys.TIME] for row in history(segment) if keys.TIME in row] == pytest.approx(
+        [sum(row["seconds"] for row in both.metrics()[: epoch + 1]) for epoch in range(2)]
+    )
+    assert all(any(section.name.startswith(paper) for section in view.sections) for paper in ("KDD'24", "vSAM", "LookSAM", "mSAM"))
     assert [group.name for group in view.runset_settings.groupby] == ["Group", "method"]
     assert "method" in identity_of(both.config, both)
     assert view._to_model()  # what save() sends

@@ -100,9 +100,11 @@ class Follower:
     def epochs(self) -> None:
         """Show the epochs that the tracker has not got."""
         assert self.tracker is not None
+        seconds = 0.0
         for row in self.run.metrics():
+            seconds += row["seconds"]
             if row["epoch"] > self.sent.get("epoch", 0):
-                self.tracker.log(row["epoch"], keys.of_epoch(row))
+                self.tracker.log(row["epoch"], {**keys.of_epoch(row), keys.TIME: seconds})
                 self._remember(epoch=row["epoch"])
 
     def layers(self) -> None:
