@@ -87,7 +87,7 @@ def launch(config: dict[str, Any], overrides: list[str], *, brief: bool = False)
     if not config["rerun"] and run.state == "diverged":
         show_finished(config, run)
         raise Diverged(run.verdict)  # again the same numbers would come of it
-    from .fetch import provide
+    from .provide import provide
     from .train.loop import train
 
     provide(config)

@@ -19,7 +19,7 @@ from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
 from .results.own_place import check_own_place
 from .results.select import Request, Setting, at_other_settings
-from .results.work import Task, Work, check_all, number_of_jobs, tasks, time_left
+from .results.work import Task, Work, check_all, number_of_jobs, provide_all, tasks, time_left
 from .schema import UserError, options, suggest
 from .store import OVER
 
@@ -202,6 +202,8 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
     _point_to_others(tables, request, todo, frames)
     check_all(todo)
+    if not launcher:  # whose machines may have data of their own
+        provide_all(todo)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, _places(todo, request, jobs)).go()

@@ -1,15 +1,17 @@
 """What is missing is told before a run begins, after one question to its server."""
 
+import os
 import urllib.error
 import urllib.request
 
 import pytest
 
-from sam_repro import fetch
+from sam_repro import fetch, provide
 from sam_repro.__main__ import launch
 from sam_repro.config import compose
 from sam_repro.schema import UserError
 from sam_repro.store import all_runs
+from sam_repro.tables import dispatch
 
 
 @pytest.fixture
@@ -41,6 +43,13 @@ def test_data_that_cannot_be_had_leave_no_run_and_are_asked_for_once(tmp_path, a
     assert "starts" not in capsys.readouterr().out
 
 
+def test_a_table_whose_data_cannot_be_had_starts_no_run(tmp_path, asked):
+    places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}", f"results_dir={tmp_path / 'results'}"]
+    with pytest.raises(UserError, match="No run was started, for this one has no data"):
+        dispatch(["run", "kdd24/figure6", "seeds=0", "device=cpu", *places])
+    assert (len(asked), all_runs(tmp_path / "runs")) == (1, [])
+
+
 def test_imagenet_is_missed_before_a_run_begins(tmp_path, asked):
     with pytest.raises(UserError, match="is not there: put ImageNet"):
         launch(config(tmp_path, "dataset=imagenet", "model=resnet50"), [])
@@ -51,7 +60,7 @@ def test_without_the_hub_its_libraries_are_not_left_to_try_again(tmp_path, asked
     for key in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(key, "")
     tried = []
-    monkeypatch.setattr("sam_repro.data.load", lambda *_: tried.append(fetch.os.environ["HF_HUB_OFFLINE"]) or _missing())
+    monkeypatch.setattr("sam_repro.data.load", lambda *_: tried.append(os.environ["HF_HUB_OFFLINE"]) or _missing())
     with pytest.raises(UserError, match="nor to be had"):
         launch(config(tmp_path, "dataset=glue_cola", "model=roberta_tiny"), [])
     assert (asked, tried, all_runs(tmp_path / "runs")) == ([fetch.hub()], ["1"], [])
@@ -70,8 +79,8 @@ def test_a_download_says_what_how_big_and_where(tmp_path, monkeypatch, capsys):
 
 def test_what_comes_from_the_hub_is_known(tmp_path):
     (tmp_path / "data" / "glue" / "CoLA").mkdir(parents=True)
-    assert fetch.from_hub(config(tmp_path, "dataset=glue_cola", "model=roberta_base")) == ["the tokenizer", "the weights"]
+    assert provide.from_hub(config(tmp_path, "dataset=glue_cola", "model=roberta_base")) == ["the tokenizer", "the weights"]
     assert (
-        fetch.from_hub(config(tmp_path, f"model.pretrained={tmp_path}", "dataset=glue_mrpc", "model=roberta_base"))[-1] == "the tokenizer"
+        provide.from_hub(config(tmp_path, f"model.pretrained={tmp_path}", "dataset=glue_mrpc", "model=roberta_base"))[-1] == "the tokenizer"
     )
-    assert fetch.from_hub(config(tmp_path, "model=resnet20")) == []
+    assert provide.from_hub(config(tmp_path, "model=resnet20")) == []
