@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from . import engines, plugins, world
+from . import engines, flags, front, plugins, world
 from .command import command, leave, sentence
 from .config import check_named_after, check_overrides, finish, identity
 from .console import console
@@ -36,7 +36,7 @@ def job(composed: DictConfig) -> float | None:
         plugins.load(overrides)  # in a launcher's process nobody has
         config = finish(composed, overrides)
         if engines.launcher() == engines.BUILT_IN:
-            launch(config, overrides)
+            launch(config, overrides, brief=HydraConfig.get().mode == RunMode.MULTIRUN)
         else:
             engines.run(config, overrides)
         return engines.validation_score(config)
@@ -54,8 +54,8 @@ def job(composed: DictConfig) -> float | None:
 app = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)
 
 
-def launch(config: dict[str, Any], overrides: list[str]) -> None:
-    """Run a configuration, unless the store has it already."""
+def launch(config: dict[str, Any], overrides: list[str], *, brief: bool = False) -> None:
+    """Run a configuration, unless the store has it already, which is said; not where ``brief``: the table of a sweep says it."""
     from .fingerprint import check_data, describe
     from .tracking.console import show_summary
     from .tracking.follow import show_finished
@@ -74,6 +74,9 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if kept and (run.path / "config.yaml").exists():
         check_named_after(run)
     data = check_data(run, config) if kept else None
+    if not config["rerun"] and run.state == "done" and brief:
+        show_finished(config, run)
+        return
     if not config["rerun"] and run.state == "done":
         console.print(f"Run {run.id} is done already; rerun=true runs it again.")
         if not data and (known := run.status.get("data")):
@@ -84,8 +87,10 @@ def launch(config: dict[str, Any], overrides: list[str]) -> None:
     if not config["rerun"] and run.state == "diverged":
         show_finished(config, run)
         raise Diverged(run.verdict)  # again the same numbers would come of it
+    from .provide import provide
     from .train.loop import train
 
+    provide(config)
     verb = "resumes" if run.begun and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):
         console.print(f"Run {run.id} {verb}: {run.path}")
@@ -110,11 +115,16 @@ def _say_what_is_unused(config: dict[str, Any]) -> None:
 def main() -> None:
     """The command ``sam-repro``; errors of the user's are one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on instead of printing them
+    if front.go_to_command(sys.argv[1:]):
+        return
     with command("sam_repro", "the same command (without rerun=true) resumes after the last finished epoch"):
+        sys.argv[1:] = flags.in_order(sys.argv[1:])
+        if front.shown(sys.argv[1:]):
+            return
         check_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
         plugins.load(sys.argv[1:])
         sys.argv[1:] = engines.with_engines(sys.argv[1:])
-        if {"-m", "--multirun"} & set(sys.argv):
+        if "--multirun" in sys.argv:
             sys.argv[1:] = spread(sys.argv[1:])
         if world.count() == 1 and not engines.asked_for(sys.argv[1:]) and (wanted := asked_for(sys.argv[1:])) > 1:
             from .ranks import start

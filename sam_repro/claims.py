@@ -10,6 +10,7 @@ from . import plugins
 from .command import command
 from .config import check_device
 from .results.declare import EXPERIMENTS
+from .results.own_place import check_own_place
 from .results.select import Request
 from .results.work import number_of_jobs
 from .schema import UserError, options, read, suggest
@@ -36,15 +37,12 @@ KEYS = {
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.claims", "the same command goes on"):
+    with command("sam_repro.claims", "the same command goes on", USAGE):
         dispatch(sys.argv[1:])
 
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    if {"-h", "--help"} & {*arguments}:
-        print(f"usage: {USAGE}")
-        return
     plugins.load(arguments)
     settings = {**KEYS, **dict(word.split("=", 1) for word in arguments if "=" in word)}
     words = [word for word in arguments if "=" not in word]
@@ -59,6 +57,8 @@ def dispatch(arguments: list[str]) -> None:
     if verb not in VERBS or not VERBS[verb][0] <= len(wanted) <= VERBS[verb][1]:
         raise UserError(f"usage: {USAGE}")
     jobs = number_of_jobs(settings["jobs"])
+    if verb == "report" and settings["file"]:
+        check_own_place(request.results_dir, f"file={settings['file']}")
     from .results.claims import commands  # imports pandas and scipy: not before the words are known to be right
 
     declared = commands.declared(settings["file"])

@@ -6,6 +6,7 @@ The exit status is 1 then, 3 where a training diverged, and 128 + n after signal
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import signal
 import sys
@@ -29,15 +30,25 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def command(name: str, resumes: str = "") -> Iterator[None]:
-    """The whole of a command line; where it is interrupted, ``resumes`` is said, or what the interruption itself says of it."""
+def command(name: str, resumes: str = "", usage: str = "") -> Iterator[None]:
+    """The whole of a command line; where it is interrupted, ``resumes`` is said, or what the interruption itself says of it.
+
+    ``usage`` is what ``--help`` prints.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if usage and {"-h", "--help"} & {*sys.argv[1:]}:
+            print(f"usage: {usage}", flush=True)
+            sys.exit()
         for word in sys.argv[1:]:
             key, equals, value = word.partition("=")
             if equals:
                 check_path(key, value)
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt as error:
         if isinstance(error, Stopped):
             _leave(name, str(error), resumes, 128 + error.number)

@@ -23,7 +23,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if override := getattr(error, "override", None):  # its grammar
         return _unread(str(override))
     if match := re.search(r"Ambiguous value for argument '([^']*)'", text):
-        return f"{match[1]!r} is several values: -m makes a run of each; a list is written with brackets, [a,b]."
+        return f"{match[1]!r} is several values: use -m for a run of each; a list is written with brackets, [a,b]."
     if match := re.search(r"Could not find '([\w/.-]+)'", text):
         group, _, option = match[1].rpartition("/")
         while group and not is_group(group):  # experiments are two deep: kdd24/cifar10

@@ -17,7 +17,7 @@ KEYS = {"run", "runs_dir", "data_dir", "device", "plugins"}
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.evaluate"):
+    with command("sam_repro.evaluate", usage=USAGE):
         settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
         for key in settings.keys() - KEYS:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")

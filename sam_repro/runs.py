@@ -1,10 +1,10 @@
-"""``python -m sam_repro.runs list | show | rm | archive | import``: look into the run store, keep what it came to, take in others' runs."""
+"""``python -m sam_repro.runs list | show | diff | rm | ...``: look into the run store, keep what it came to, take in others' runs."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 from . import plugins
 from .command import command
 from .config import OUTSIDE, compose, identity
+from .differences import apart, between, columns, described, in_words, value
 from .files import write
 from .fingerprint import describe
 from .plain import say
@@ -22,11 +23,13 @@ from .store import OVER, Run, all_runs, find
 USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results out=FILE title=TEXT]
   list                      every run, a line each
   show ID                   one run: how it stands, how it came out, what it was
+  diff ID ID                in what two runs differ, and how they came out
   rm ID [ID ...]            remove runs
   archive ID [ID ...]       copy what runs that are over came to into results_dir/runs, without weights; --done: all of them
   html [ID ...]             a page on these runs, or all: tables, charts, every run's command   [out=report.html]
   export                    all runs as one table, a row a run   [out=runs.parquet, or .csv]
   import DIR                take in the runs of another store or archive, checked   [plugins=..., where they were made with such]"""
+OUTCOMES = ("epochs", "test", "best test", "val", "best val", "samples/s", "ascents", "passes")
 KEYS = {"runs_dir": "runs", "results_dir": "results", "out": "", "title": "", "plugins": ""}
 
 
@@ -34,7 +37,7 @@ def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    with command("sam_repro.runs"):
+    with command("sam_repro.runs", usage=USAGE):
         run(words, settings)
 
 
@@ -51,6 +54,8 @@ def run(words: list[str], settings: dict[str, str]) -> None:
             show_list(runs_dir)
         case ["show", prefix]:
             show(find(runs_dir, prefix))
+        case ["diff", first, second]:
+            diff(find(runs_dir, first), find(runs_dir, second))
         case ["rm", *prefixes] if prefixes:
             for found in [find(runs_dir, prefix) for prefix in prefixes]:
                 found.remove()
@@ -148,16 +153,28 @@ def show_list(runs_dir: str) -> None:
 
     runs = all_runs(runs_dir)
     if runs:
-        show_runs([_row(run) for run in runs])
+        show_runs(rows_of(runs))
     else:
         say(f"There are no runs in {runs_dir}.")
 
 
-def _row(run: Run) -> dict[str, Any]:
-    try:
-        return row_of(run, run.config)
-    except UserError as error:
-        return {"run": run.id, "state": "damaged", "error": str(error)}
+def rows_of(runs: Sequence[Run], configs: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Runs as the lines of a table, with what tells each from the others; a run that cannot be read says so in its line.
+
+    ``configs`` are their configurations, where they are known; else those in their directories.
+    """
+    rows, known = [], []
+    for index, run in enumerate(runs):
+        try:
+            config = configs[index] if configs else run.config
+            rows.append(row_of(run, config))
+            known.append((rows[-1], config))
+        except (UserError, OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            said = str(error) if isinstance(error, UserError) else f"its files are none that a run writes ({type(error).__name__}: {error})"
+            rows.append({"run": run.id, "state": "damaged", "error": said})
+    for (row, _), keys in zip(known, apart([config for _, config in known]), strict=True):
+        row["with"] = in_words(keys)
+    return rows
 
 
 def show(run: Run) -> None:
@@ -173,9 +190,23 @@ def show(run: Run) -> None:
         say(f"last     {', '.join(f'{name} {value:.4g}' for name, value in last.items())}, of epoch {status['epoch'] - 1}")
     if data := status.get("data"):
         say(f"data     {describe(data)}")
-    say(f"config   {json.dumps(run.config)}")
+    for line in described(run.config):
+        say(line)
     if run.summary:
         show_summary(run.summary, str(run.path))
+
+
+def diff(one: Run, other: Run) -> None:
+    """In what two runs differ: keys of their configurations, and then how they came out."""
+    rows = [(key, value(first), value(second)) for key, first, second in between(one.config, other.config)]
+    rows = rows or [("the configurations are equal", "", "")]
+    for key in ("commit", "host", "state"):
+        if one.status.get(key) != other.status.get(key):
+            rows.append((key, value(one.status.get(key)), value(other.status.get(key))))
+    outcomes = [{key: item for key, item in row_of(run, run.config).items() if key in OUTCOMES} for run in (one, other)]
+    rows += [(key, outcomes[0].get(key, "-"), outcomes[1].get(key, "-")) for key in OUTCOMES if any(key in found for found in outcomes)]
+    for line in columns([("", one.id, other.id), *rows]):
+        say(line)
 
 
 def row_of(run: Run, config: dict[str, Any]) -> dict[str, Any]:
@@ -194,8 +225,8 @@ def row_of(run: Run, config: dict[str, Any]) -> dict[str, Any]:
         row["error"] = run.status.get("error")
     if s := run.summary:
         row |= {
-            "score": f"{s['score_last']:.2f}",
-            "best": f"{s['score_best']:.2f}",
+            s["split"]: f"{s['score_last']:.2f}",  # of the test set, or of the part that was held out: never in one column
+            f"best {s['split']}": f"{s['score_best']:.2f}",
             "samples/s": f"{s['images_per_second']:,.0f}",
             "ascents": f"{s['sampling_number'] / s['steps']:.0%}",
             "passes": f"{s['forward_units'] / s['steps']:.2f}+{s['backward_units'] / s['steps']:.2f}",

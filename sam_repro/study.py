@@ -32,7 +32,7 @@ FIELDS = {"with", "seeds", "measure", "runs"}
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.study", "the same command goes on"):
+    with command("sam_repro.study", "the same command goes on", USAGE):
         words = [word for word in sys.argv[1:] if "=" not in word]
         settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
         for key in settings.keys() - KEYS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .plain import say
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
 from .trial import Trial
+
+SAID = {"done": "done already", "new": "to run", "stopped": "to go on", "failed": "to try again", "diverged": "diverged"}
 
 
 class Sweep(Callback):
@@ -51,7 +54,11 @@ class Sweep(Callback):
             self.best = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
             self.best.unlink(missing_ok=True)
         else:
-            print(f"{len(self.jobs)} jobs", flush=True)
+            states = Counter(Run(job["runs_dir"], id_of(job)).state for _, job in self.jobs)
+            print(
+                "\n".join([f"{len(self.jobs)} jobs", *(f"  {count} {SAID.get(state, state)}" for state, count in states.items())]),
+                flush=True,
+            )
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep from the store; exit status 1 if a job did not end well, 3 if all that did not diverged."""
@@ -66,13 +73,12 @@ class Sweep(Callback):
         if self.best is not None:
             _show_best(self.best)
             return
-        from .runs import row_of
+        from .runs import rows_of
         from .tracking.console import show_runs
 
         runs = [Run(job["runs_dir"], id_of(job)) for _overrides, job in self.jobs]
-        rows = [row_of(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
         print()
-        show_runs(rows)
+        show_runs(rows_of(runs, [job for _, job in self.jobs]))
         dry = all(job["dry_run"] for _, job in self.jobs)
         states = [_state(run, job) for run, (_, job) in zip(runs, self.jobs, strict=True)]
         diverged, unfinished = states.count("diverged"), sum(state not in OVER for state in states)

@@ -17,8 +17,9 @@ from .places import places
 from .results.declare import EXPERIMENTS, Table, Words, names, select
 from .results.launcher import PREFIXES, launch
 from .results.measurements import measure, missing
+from .results.own_place import check_own_place
 from .results.select import Request, Setting, at_other_settings
-from .results.work import Task, Work, check_all, number_of_jobs, tasks, time_left
+from .results.work import Task, Work, check_all, number_of_jobs, provide_all, tasks, time_left
 from .schema import UserError, options, suggest
 from .store import OVER
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from .results.frames import Frames
 
 USAGE = """python -m sam_repro.tables list
-    show TABLE ...     the runs of a table, which are done, and about how long the others take
+    show TABLE         the runs of a table, which are done, and about how long the others take
+    show [TABLE ...]   of several tables, or all: how far each is, a line each, and all together
     run TABLE ...      train and measure what is missing   [jobs=N processes at a time | hydra/launcher=...]
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
                        [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
@@ -41,15 +43,12 @@ FLAGS = ("--all", "--html")
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.tables", "the same command resumes"):
+    with command("sam_repro.tables", "the same command resumes", USAGE):
         dispatch(sys.argv[1:])
 
 
 def dispatch(arguments: list[str]) -> None:
     """Do what the words say; UserError where they say nothing."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"usage: {USAGE}")
-        return
     plugins.load(arguments)
     flags = [word for word in arguments if word.startswith("-")]
     words = [word for word in arguments if "=" not in word and word not in flags]
@@ -76,11 +75,13 @@ def dispatch(arguments: list[str]) -> None:
     match words:
         case ["list"]:
             show_list(folder)
-        case ["show", *wanted] if wanted:
-            show(_with_runs(select(wanted, folder), request), request)
+        case ["show", *wanted]:
+            show(_with_runs(select(wanted or names(folder), folder), request), request)
         case ["run", *wanted] if wanted:
             run(_with_runs(select(wanted, folder), request), request, jobs, launcher)
         case ["report", *wanted] if bool(wanted) != ("--all" in flags):
+            if folder.resolve() != EXPERIMENTS.resolve():
+                check_own_place(request.results_dir, f"experiments={folder}")
             chosen = select(wanted or names(folder), folder)
             frames = request.frames
             for table in chosen:
@@ -147,8 +148,15 @@ def show_list(folder: Path) -> None:
 
 
 def show(tables: list[Table], request: Request) -> None:
-    """The runs of tables, and how long those that are missing take."""
+    """The runs of a table, and how long those that are missing take; of several tables a line each."""
     frames = request.frames
+    if len(tables) > 1:
+        from .results.overview import overview
+
+        for line in overview(tables, request, frames):
+            console.print(line)
+        _point_to_others(tables, request, tasks(tables, request, frames), frames)
+        return
     everything = tasks(tables, request, frames)
     if not everything:
         console.print("A recipe has no runs: 'report' checks what the presets set.")
@@ -194,6 +202,8 @@ def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) 
     console.print(f"{states.count('done')} of {len(everything)} runs are done, {elsewhere}, {len(todo)} to do.")
     _point_to_others(tables, request, todo, frames)
     check_all(todo)
+    if not launcher:  # whose machines may have data of their own
+        provide_all(todo)
     failed: list[Task] = []
     if todo:
         failed = launch(todo, request, launcher) if launcher else Work(todo, everything, request, _places(todo, request, jobs)).go()

@@ -63,7 +63,7 @@ def put(runs_dir, *overrides, score=50.0, speed=100.0, ascents=0, passes=1.2, se
         run.finish({
             "run_id": run.id, "dataset": config["dataset"]["name"], "model": model, "optimizer": method, "seed": seed, "epochs": 2,
             "steps": 50, "metric": "accuracy", "score_last": score, "score_best": score + 1,
-            "best_epoch": 2, "split": "test", "train_loss": 0.5, "images_per_second": speed,
+            "best_epoch": 2, "split": "val" if config["val_fraction"] else "test", "train_loss": 0.5, "images_per_second": speed,
             "sampling_number": ascents, "forward_units": 50 * passes, "backward_units": 50 * passes, "perturbations": layers,
             "grad_norm": 0.5, "seconds": 4.0, "hardware": "a machine", "device": device, "scale": config["scale"], "versions": {},
         })  # fmt: skip

@@ -125,7 +125,7 @@ def test_it_is_listed_and_shown_and_has_no_score(tmp_path, monkeypatch, capsys):
     listed = capsys.readouterr().out
     assert f"{run.id}  diverged" in listed
     assert f"{run.id} diverged: The training diverged in epoch 2: not finite any more: weights." in listed
-    assert runs.row_of(run, run.config).keys() & {"score", "best", "samples/s"} == set()
+    assert runs.row_of(run, run.config).keys() & {"test", "best test", "val", "samples/s"} == set()
     runs.run(["show", run.id], {"runs_dir": str(tmp_path)})
     shown = capsys.readouterr().out
     last = run.status["last_finite"]

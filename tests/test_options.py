@@ -286,6 +286,7 @@ def test_a_data_set_that_cannot_be_fetched_is_named(tmp_path, monkeypatch, name)
     def fails(*args, **kwargs):
         raise RuntimeError("no network\nat all")
 
+    monkeypatch.setattr("sam_repro.fetch.reachable", lambda _: True)
     monkeypatch.setattr(torchvision.datasets, {"svhn": "SVHN", "fashion_mnist": "FashionMNIST"}[name], fails)
     with pytest.raises(UserError, match=r"could not be downloaded \(no network\): put the official files there"):
         data.load(compose([f"dataset={name}"])["dataset"], str(tmp_path))

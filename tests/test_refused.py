@@ -134,7 +134,7 @@ NONSENSE = {
     "experiment=null": "'experiment=null' is no choice. Leave it out for none.",
     "scale=[small,smoke]": "'scale=[small,smoke]' is no choice. There is: paper, small, smoke.",
     "plugins=5": "plugins is a list of modules, as in [a,b], not 5.",
-    "seed=1,2": "'seed=1,2' is several values: -m makes a run of each; a list is written with brackets, [a,b].",
+    "seed=1,2": "'seed=1,2' is several values: use -m for a run of each; a list is written with brackets, [a,b].",
     f"lr={'[' * 500}": "cannot be read: quote a value",
     f"lr={'[' * 500}{']' * 500}": "A value is nested too deeply to be read.",
 }  # fmt: skip

@@ -281,7 +281,7 @@ def test_what_is_asked_wrongly_is_said_in_one_sentence_before_torch_is_imported(
         (["report", "kdd24/table1", "experiment=kdd24/cifar10"], "experiment= says which runs of a table 'show' and 'run' take"),
         (["report", "kdd24/table1", "runs_dir=/no/such"], "There is no folder /no/such: runs_dir= names the store"),
         (["lst"], "There is no command 'lst'. Did you mean 'list'?"),
-        (["show"], "usage: python -m sam_repro.tables list"),
+        (["run"], "usage: python -m sam_repro.tables list"),
     ]:
         with pytest.raises(UserError) as error:
             dispatch([*words, f"results_dir={tmp_path}"])

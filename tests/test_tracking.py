@@ -63,7 +63,8 @@ def history(segment):
 
 def events(run):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    read = accumulator.EventAccumulator(str(run.path / "tensorboard"), size_guidance={"images": 0, "tensors": 0, "scalars": 0})
+    [folder] = {path.parent for path in run.path.rglob("events.out.*")}
+    read = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0})
     return read.Reload()
 
 
@@ -187,9 +188,9 @@ def test_a_tracker_that_raises_is_said_once_and_harms_nothing(tmp_path, monkeypa
     monkeypatch.undo()
     run_here(tmp_path, "epochs=2", "logger=[tensorboard]")  # it is done: shown now, and not trained again
     assert [point.step for point in events(run).Scalars("train/loss")] == [1, 2]
-    before = sorted(run.path.glob("tensorboard/*"))
+    before = sorted(run.path.rglob("events.out.*"))
     run_here(tmp_path, "epochs=2", "logger=[tensorboard]")
-    assert sorted(run.path.glob("tensorboard/*")) == before
+    assert sorted(run.path.rglob("events.out.*")) == before
 
 
 def test_a_rerun_begins_anew_in_its_trackers(tmp_path):
@@ -226,6 +227,63 @@ def test_the_standard_variables_of_wandb_are_read(monkeypatch):
     assert compose(["wandb.project=here"])["wandb"]["project"] == "here"
 
 
+def test_runs_are_named_by_what_their_command_set_and_by_wandbs_variables(both, monkeypatch):
+    from sam_repro.tracking.describe import group_of, tags, title
+
+    assert title(both.config, both) == "layerwise digits resnet20 train_fraction=0.1 k=2 epochs=2 seed 3"
+    [kinds], _ = recorded(both)
+    assert kinds["run"].run.display_name == title(both.config, both)
+    [folder] = {path.parent.name for path in both.path.rglob("events.out.*")}
+    assert folder == title(both.config, both)  # the name that TensorBoard shows
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    monkeypatch.setenv("WANDB_TAGS", "first, second,digits")
+    config = {**both.config, "wandb": {**both.config["wandb"], "group": ""}}
+    assert group_of(config, both) == "mine"
+    assert group_of(both.config, both) == "kdd24/table1"
+    assert tags(config, both) == ["digits", "resnet20", "layerwise", "first", "second"]
+
+
+def test_wandb_name_is_the_runs_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_NAME", "my run")
+    [kinds], _ = recorded(run_here(tmp_path, "epochs=1", "logger=[wandb]"))
+    assert kinds["run"].run.display_name == "my run"
+
+
+def test_tensorboard_compares_runs_by_their_settings(both):
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events(both).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (settings["k"].number_value, settings["optimizer.name"].string_value) == (2, "layerwise")
+
+
+def test_an_archived_run_is_recorded_beside_the_archive(both, tmp_path, monkeypatch):
+    from sam_repro.results.archive import archive
+
+    monkeypatch.chdir(tmp_path)
+    archive(both, tmp_path / "results" / "runs")
+    before = sorted(path.name for path in (tmp_path / "results" / "runs" / both.id).rglob("*"))
+    commands.record([both.id[:6]], runs_dir="results/runs")
+    assert sorted(path.name for path in (tmp_path / "results" / "runs" / both.id).rglob("*")) == before
+    [kinds], [segment] = recorded(Run(commands.RECORDED, both.id))
+    assert kinds["run"].run.run_id == both.id
+    assert [row["test/score"] for row in history(segment) if "epoch" in row] == [row["score"] for row in both.metrics()]
+
+
+def test_the_claims_are_a_table_of_wandb(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "claims.csv").write_text("paper,claim,verdict\nkdd24,kdd24-1,supported\n")
+    commands.claims(project="mine")
+    [folder] = commands.recorded(commands.RECORDED / "claims")
+    kinds = {record.WhichOneof("record_type"): record for record in records(next(folder.glob("*.wandb")))}
+    assert (kinds["run"].run.project, kinds["run"].run.job_type) == ("mine", "claims")
+    [table] = folder.rglob("*.table.json")
+    assert yaml.safe_load(table.read_text())["data"] == [["kdd24", "kdd24-1", "supported"]]
+    with pytest.raises(UserError, match="claims report"):
+        commands.claims(results_dir="elsewhere")
+
+
 def test_the_experiment_is_the_group_and_the_paper_a_tag(tmp_path):
     from sam_repro.tracking.describe import group_of, tags
 
@@ -251,7 +309,11 @@ def test_every_key_of_the_dashboard_is_one_we_log(both):
         lines = [panel.x, *panel.y] if isinstance(getattr(panel, "y", None), list) else [getattr(panel, key, None) for key in "xy"]
         used |= {getattr(axis, "name", axis) for axis in lines if axis} | set(getattr(panel, "media_keys", ()))
     used |= {column.removeprefix("summary:") for column in view.runset_settings.pinned_columns if column.startswith("summary:")}
-    assert {"test/score", "final/images_per_second", "sam/sampling_rate", "sam/layers_grad_norm", "epoch"} <= used <= logged
+    assert {"test/score", "final/images_per_second", "sam/sampling_rate", "sam/layers_grad_norm", "epoch", keys.TIME} <= used <= logged
+    assert [row[keys.TIME] for row in history(segment) if keys.TIME in row] == pytest.approx(
+        [sum(row["seconds"] for row in both.metrics()[: epoch + 1]) for epoch in range(2)]
+    )
+    assert all(any(section.name.startswith(paper) for section in view.sections) for paper in ("KDD'24", "vSAM", "LookSAM", "mSAM"))
     assert [group.name for group in view.runset_settings.groupby] == ["Group", "method"]
     assert "method" in identity_of(both.config, both)
     assert view._to_model()  # what save() sends

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..fetch import fetched
 from ..schema import UserError
 from .images import Augment, ImageDataset
 from .split import Tensors
@@ -54,10 +55,14 @@ def cifar100(data_dir: str, **augment: Any) -> ImageDataset:
 def _fetch(data_dir: str, name: str, folder: str) -> None:
     if (Path(data_dir) / folder).is_dir():
         return
-    import torchvision
+
+    def download() -> None:
+        import torchvision
+
+        getattr(torchvision.datasets, name)(data_dir, download=True)
 
     try:
-        getattr(torchvision.datasets, name)(data_dir, download=True)
+        fetched(name.lower(), data_dir, True, download)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{name} is not under data_dir={data_dir} and could not be downloaded ({error}): unpack the official "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..fetch import fetched
 from ..schema import UserError
 from .files import centre_square
 from .images import Augment, ImageDataset, moments
@@ -33,7 +34,7 @@ def _read(data_dir: str, name: str, size: int) -> Tensors:
 
     there = (Path(data_dir) / "flowers-102" / "jpg").is_dir()
     try:
-        listed = Flowers102(data_dir, name) if there else Flowers102(data_dir, name, download=True)
+        listed = fetched("flowers102", data_dir, not there, lambda: Flowers102(data_dir, name, download=not there))
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"Flowers102 is not complete under data_dir={data_dir} and could not be downloaded ({str(error).splitlines()[0]}): "

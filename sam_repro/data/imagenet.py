@@ -19,6 +19,11 @@ from .picture import SUFFIXES
 
 def imagenet(data_dir: str, *, margin: float, **augment: Any) -> FolderDataset:
     """``imagenet/train`` and ``imagenet/val`` under ``data_dir``, a folder a class; it cannot be downloaded without an account."""
+    return image_folder(check_folders(data_dir), margin=margin, **augment)
+
+
+def check_folders(data_dir: str) -> Path:
+    """Where ImageNet lies; UserError where it does not."""
     root = Path(data_dir) / "imagenet"
     for part in ("train", "val"):
         if not (root / part).is_dir():
@@ -26,7 +31,7 @@ def imagenet(data_dir: str, *, margin: float, **augment: Any) -> FolderDataset:
                 f"{root / part} is not there: put ImageNet as {root}/train/<class>/<image> and {root}/val/<class>/<image>, "
                 "or set data_dir= (see image-net.org; it cannot be fetched without an account)."
             )
-    return image_folder(root, margin=margin, **augment)
+    return root
 
 
 def image_folder(root: Path, *, margin: float = 1.0, **augment: Any) -> FolderDataset:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..fetch import SOURCES, fetched
 from ..schema import UserError
 from .images import Augment, ImageDataset, moments
 from .split import Tensors
@@ -30,10 +31,15 @@ def _dataset(splits: list[Tensors], augment: dict[str, Any]) -> ImageDataset:
 
 
 def _read(name: str, root: Path, **part: Any) -> Any:
-    import torchvision
+    def read() -> Any:
+        import torchvision
 
-    try:
         return getattr(torchvision.datasets, name)(str(root), download=True, **part)
+
+    called = {"SVHN": "svhn", "FashionMNIST": "fashion_mnist"}[name]
+    place = root.parent if called == "svhn" else root
+    try:
+        return fetched(called, str(place), not (place / SOURCES[called].folder).is_dir(), read)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{name} is not complete under {root} and could not be downloaded ({str(error).splitlines()[0]}): put the official files "

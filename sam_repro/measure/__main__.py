@@ -43,7 +43,7 @@ USAGE = """python -m sam_repro.measure COMMAND run=ID [key=value ...]
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.measure", "nothing was written"):
+    with command("sam_repro.measure", "nothing was written", USAGE):
         run(sys.argv[1:])
 
 

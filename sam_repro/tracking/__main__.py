@@ -1,4 +1,4 @@
-"""``python -m sam_repro.tracking sync | dashboard``: send what was recorded offline to W&B; create the dashboard there."""
+"""``python -m sam_repro.tracking sync | record | claims | dashboard``: W&B after the training: record, send, look."""
 
 from __future__ import annotations
 
@@ -10,34 +10,57 @@ from pathlib import Path
 from ..command import command
 from ..loggers import check
 from ..schema import UserError, suggest
-from ..store import all_runs, find
+from ..store import OVER, all_runs, find
 
-USAGE = (
-    "python -m sam_repro.tracking sync [ID ...] [runs_dir=runs]   send what was recorded offline to W&B\n"
-    "       python -m sam_repro.tracking dashboard [project=sam-repro] [entity=]   create the dashboard in W&B"
-)
-KEYS = {"sync": {"runs_dir"}, "dashboard": {"project", "entity"}}
+USAGE = """python -m sam_repro.tracking COMMAND
+  sync [ID ...]     send what was recorded offline to W&B   [runs_dir=runs; runs/.recorded: what the next two recorded]
+  record [ID ...]   record runs that are over, offline, as logger=[wandb] would have   [runs_dir=runs; results/runs: the archive]
+  claims            record results/claims.csv as a table, offline   [results_dir=results project=sam-repro]
+  dashboard         create the dashboard in W&B   [project=sam-repro entity=]"""
+RECORDED = Path("runs/.recorded")
+KEYS = {"sync": {"runs_dir"}, "record": {"runs_dir"}, "claims": {"results_dir", "project"}, "dashboard": {"project", "entity"}}
 
 
 def main() -> None:
     """The command line."""
     words = [word for word in sys.argv[1:] if "=" not in word]
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-    with command("sam_repro.tracking"):
-        if not words or words[0] not in KEYS or (words[0] == "dashboard" and words[1:]):
+    with command("sam_repro.tracking", usage=USAGE):
+        if not words or words[0] not in KEYS or (words[0] in ("dashboard", "claims") and words[1:]):
             raise UserError(f"usage: {USAGE}")
         for key in settings.keys() - KEYS[words[0]]:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS[words[0]])}")
         if words[0] == "sync":
             sync(words[1:], **settings)
+        elif words[0] == "record":
+            record(words[1:], **settings)
+        elif words[0] == "claims":
+            claims(**settings)
         else:
             dashboard(**settings)
 
 
+def record(prefixes: list[str], runs_dir: str = "runs") -> None:
+    """Record the runs named, or all that are over, as if they had been trained with ``logger=[wandb]``."""
+    check(["wandb"], {"mode": "offline"})
+    from .archived import record as recorded_now
+
+    for run in [find(runs_dir, prefix) for prefix in prefixes] or [run for run in all_runs(runs_dir) if run.state in OVER]:
+        recorded_now(run, RECORDED)
+
+
+def claims(results_dir: str = "results", project: str = os.environ.get("WANDB_PROJECT", "sam-repro")) -> None:
+    """Record the table of claims."""
+    check(["wandb"], {"mode": "offline"})
+    from .archived import record_claims
+
+    print(f"W&B: recorded in {record_claims(Path(results_dir) / 'claims.csv', project, RECORDED / 'claims')}")
+
+
 def sync(prefixes: list[str], runs_dir: str = "runs") -> None:
     """Send the offline records of the runs named, or of all, by ``wandb sync``; UserError where that cannot be."""
-    runs = [find(runs_dir, prefix) for prefix in prefixes] if prefixes else all_runs(runs_dir)
-    folders = [folder for run in runs for folder in recorded(run.path)]
+    places = [find(runs_dir, prefix).path for prefix in prefixes] or [path.parent for path in sorted(Path(runs_dir).glob("*/wandb"))]
+    folders = [folder for place in places for folder in recorded(place)]
     if not folders:
         print(f"There is nothing to send in {runs_dir}: what logger=[wandb] recorded offline, and was not sent yet, would be.")
         return

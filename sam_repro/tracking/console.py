@@ -106,17 +106,21 @@ def bar(share: float, width: int) -> str:
     return ("█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")).ljust(width)
 
 
+WORDS = ("run", "state", "dataset", "model", "method", "with", "seed", "epochs")
+NUMBERS = ("test", "best test", "val", "best val", "samples/s", "ascents", "passes")
+
+
 def show_runs(rows: list[Row]) -> None:
-    """A table of runs: id, state, what, and how it came out."""
+    """A table of runs: id, state, what, what sets it apart, and how it came out; columns that are empty are left out."""
     table = Table(box=None, pad_edge=False)
-    words, numbers = ("run", "state", "dataset", "model", "method", "seed", "epochs"), ("score", "best", "samples/s", "ascents", "passes")
+    words, numbers = ([name for name in names if any(row.get(name) not in (None, "") for row in rows)] for names in (WORDS, NUMBERS))
     for name in words:
         table.add_column(name, overflow="fold")
     for name in numbers:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(*(plain(str(row.get(name, ""))) for name in words + numbers))
-    (console if console.is_terminal else Console(highlight=False, markup=False, width=140)).print(table)
+    (console if console.is_terminal else Console(highlight=False, markup=False, width=160)).print(table)
     for row in rows:
         if row.get("error"):
             console.print(f"{row['run']} {row['state']}: {row['error']}")

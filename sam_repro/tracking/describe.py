@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..config import OUTSIDE
@@ -9,6 +10,7 @@ from ..schema import keys_of
 from ..store import Run
 
 Row = dict[str, Any]
+SAID = ("dataset", "model", "model.arch", "optimizer", "experiment", "scale", "seed", "device", "plugins")
 
 
 def identity_of(config: Row, run: Run) -> Row:
@@ -39,20 +41,36 @@ def model_of(config: Row) -> str:
     return str(config["model"].get("arch", config["model"]["name"]))
 
 
-def title(config: Row) -> str:
-    """A run in words; a reduced one says so."""
+def title(config: Row, run: Run) -> str:
+    """A run in words, with the keys that its command set, so that the runs of a sweep are told apart; a reduced one says so."""
     reduced = "" if config["scale"] == "paper" else f", scale {config['scale']}"
-    return f"{config['optimizer']['name']} {config['dataset']['name']} {model_of(config)} seed {config['seed']}{reduced}"
+    known = f"{config['optimizer']['name']} {config['dataset']['name']} {model_of(config)}"
+    return " ".join([known, *set_by_hand(run), f"seed {config['seed']}{reduced}"])
+
+
+def set_by_hand(run: Run) -> list[str]:
+    """Of the run's command the keys that the rest of a title does not say: ``lr=0.05``, ``k=2``."""
+    words = [word for word in command_of(run).split() if "=" in word]
+    return [word for word in words if next(keys_of([word])) not in SAID and not word.startswith("wandb.")]
 
 
 def group_of(config: Row, run: Run) -> str:
-    """The runs to compare this one with: those of its table or sweep, else of its experiment, else of its dataset and model."""
-    return config["wandb"]["group"] or experiment_of(run) or f"{config['dataset']['name']}/{model_of(config)}"
+    """The runs to compare this one with: those of its table or sweep, else of its experiment, else of its dataset and model.
+
+    The first is ``wandb.group=`` or, where that is not given, ``WANDB_RUN_GROUP``.
+    """
+    return (
+        config["wandb"]["group"]
+        or os.environ.get("WANDB_RUN_GROUP")
+        or experiment_of(run)
+        or f"{config['dataset']['name']}/{model_of(config)}"
+    )
 
 
 def tags(config: Row, run: Run) -> list[str]:
-    """Paper, dataset, model, method; and the scale of a reduced run."""
+    """Paper, dataset, model, method; the scale of a reduced run; and those of ``WANDB_TAGS``."""
     paper, scale = experiment_of(run).partition("/")[0], config["scale"]
     reduced = ["" if scale == "paper" else f"scale {scale}", f"{config['max_samples']} samples" if config["max_samples"] else ""]
     words = [paper, config["dataset"]["name"], model_of(config), config["optimizer"]["name"], *reduced]
-    return [word for word in words if word]
+    given = os.environ.get("WANDB_TAGS", "").split(",")
+    return list(dict.fromkeys(word.strip() for word in (*words, *given) if word.strip()))

@@ -25,10 +25,10 @@ Row = dict[str, Any]
 
 
 @contextlib.contextmanager
-def follow(config: Row, run: Run, end: str = "done") -> Iterator[Callable[[], None]]:
+def follow(config: Row, run: Run, end: str = "done", place: Path | None = None) -> Iterator[Callable[[], None]]:
     """Open the trackers of ``logger=``; yields what shows them the epochs recorded since. They are closed however the run ends.
 
-    ``end`` is its state where nothing is raised.
+    ``end`` is its state where nothing is raised; ``place`` the folder that the trackers write to, where it is not the run's own.
     """
     followers: list[Follower] = []
     state = "failed"
@@ -39,7 +39,7 @@ def follow(config: Row, run: Run, end: str = "done") -> Iterator[Callable[[], No
 
     try:
         for name in config["logger"]:
-            followers.append(Follower(name, config, run))
+            followers.append(Follower(name, config, run, place))
             followers[-1].attempt(followers[-1].open)
         show()
         yield show
@@ -65,9 +65,9 @@ def show_finished(config: Row, run: Run) -> None:
 class Follower:
     """One tracker of a run. If it raises, that is said once, and it is left alone from then on, but closed."""
 
-    def __init__(self, name: str, config: Row, run: Run) -> None:
+    def __init__(self, name: str, config: Row, run: Run, place: Path | None = None) -> None:
         self.name, self.settings, self.run = name, config, run
-        self.folder = run.path / name
+        self.folder = (place or run.path) / name
         self.tracker: Tracker | None = None
         self.failed = False
         anew = config["rerun"] or (name == "wandb" and "WANDB_SWEEP_ID" in os.environ)  # each trial of W&B is a run of its own there
@@ -100,9 +100,11 @@ class Follower:
     def epochs(self) -> None:
         """Show the epochs that the tracker has not got."""
         assert self.tracker is not None
+        seconds = 0.0
         for row in self.run.metrics():
+            seconds += row["seconds"]
             if row["epoch"] > self.sent.get("epoch", 0):
-                self.tracker.log(row["epoch"], keys.of_epoch(row))
+                self.tracker.log(row["epoch"], {**keys.of_epoch(row), keys.TIME: seconds})
                 self._remember(epoch=row["epoch"])
 
     def layers(self) -> None:
@@ -113,7 +115,7 @@ class Follower:
         if rows := self.run.layers():
             self.tracker.table(keys.LAYERS, rows)
             for column, name in keys.HEATMAPS.items():
-                self.tracker.image(name, heatmap(rows, column, title(self.settings)))
+                self.tracker.image(name, heatmap(rows, column, title(self.settings, self.run)))
 
     def close(self, state: str) -> None:
         """Show how the run ended, and close the tracker, also one that has failed."""
@@ -132,11 +134,17 @@ def _create(name: str, folder: Path, config: Row, run: Run) -> Tracker:
     if name == "tensorboard":
         from .tensorboard import TensorBoard
 
-        return TensorBoard(folder)
+        return TensorBoard(_of_one_name(folder, title(config, run)))
     from .wandb import Wandb
 
-    described = {"name": title(config), "group": group_of(config, run), "tags": tags(config, run)}
+    described = {"name": os.environ.get("WANDB_NAME") or title(config, run), "group": group_of(config, run), "tags": tags(config, run)}
     return Wandb(folder, config["wandb"], run.id, described, anew=config["rerun"])
+
+
+def _of_one_name(folder: Path, name: str) -> Path:
+    """Where a run's events go: TensorBoard shows a run by the name of the folder they are in; one that was begun goes on there."""
+    known = [path.parent for path in folder.rglob("events.out.*")]
+    return known[0] if known else folder / "".join(sign if sign.isalnum() or sign in " ._=,+-[]" else "-" for sign in name)[:120]
 
 
 def _read(path: Path) -> Row:

@@ -16,6 +16,7 @@ NAMES = {
     "forward_units": "perf/forward_units",
     "backward_units": "perf/backward_units",
 }
+TIME = "perf/time"  # seconds of training so far
 LAYERS = "sam/layers"
 HEATMAPS = {"grad_norm": "sam/layers_grad_norm", "perturbations": "sam/layers_perturbations"}
 

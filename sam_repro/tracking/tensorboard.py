@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from ..schema import flat
+
 Row = dict[str, Any]
+COMPARED = ("final/score_last", "final/train_loss", "final/images_per_second")  # in the HParams tab
 
 
 class TensorBoard:
@@ -19,9 +23,11 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         self.writer = SummaryWriter(str(folder))
         self.epoch = 0
+        self.settings: Row = {}
 
     def config(self, values: Row) -> None:
-        """As YAML, in the Text tab."""
+        """As YAML in the Text tab, and in the HParams tab, where runs are compared by their settings and their last scores."""
+        self.settings = {key: value if isinstance(value, (bool, int, float)) else str(value) for key, value in flat(values)}
         self._text("config", f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}\n```")
 
     def log(self, epoch: int, values: dict[str, float]) -> None:
@@ -44,6 +50,8 @@ class TensorBoard:
     def close(self, state: str, final: Row) -> None:
         """The state and the words of the summary as text, its numbers as scalars."""
         self._text("state", state)
+        for summary in hparams(self.settings, {name: final[name] for name in COMPARED if name in final}):
+            self.writer._get_file_writer().add_summary(summary)
         for name, value in final.items():
             if isinstance(value, str):
                 self._text(name, value)

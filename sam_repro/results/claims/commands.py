@@ -19,7 +19,7 @@ from ...store import OVER
 from ..declare import Table
 from ..measurements import measure, missing
 from ..select import Request
-from ..work import Work, check_all, tasks
+from ..work import Work, check_all, provide_all, tasks
 from . import report as render
 from .declare import Claim, Claims, load, load_all, module
 from .evidence import Evidence, cell_of, stored
@@ -80,6 +80,7 @@ def run(claims: list[Claim], request: Request, jobs: int) -> None:
     if everything:
         console.print(f"{sum(task.run.state == 'done' for task in everything)} of {len(everything)} runs are done, {len(todo)} to do.")
     check_all(todo)
+    provide_all(todo)
     failed = Work(todo, everything, request, places(request.device, jobs)).go() if todo else []
     unmeasured = measure(missing(task for task in everything if task.run.state == "done"), request)
     if failed or unmeasured:
