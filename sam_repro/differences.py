@@ -36,14 +36,38 @@ def _a_knobs(key: str, value: Any, knobs: Config) -> bool:
     return bool(owner) and last in knobs and knobs[last] == value
 
 
-def apart(configs: Sequence[Config]) -> list[Config]:
-    """Of each run the keys that tell it from those of the same data, model and method, beside the seed."""
+def apart(configs: Sequence[Config], *, usual: bool = True) -> list[Config]:
+    """Of each run the keys that tell it from those of the same data, model and method, beside the seed.
+
+    A run that is older than a key had its default. Without ``usual`` the keys that have their default are left out.
+    """
     words = [words_of(config) for config in configs]
     kinds: dict[tuple[str, ...], list[Config]] = {}
     for one in words:
         kinds.setdefault(_kind(one), []).append(one)
-    differing = {kind: {key for key in _keys(alike) if len({str(one.get(key)) for one in alike}) > 1} for kind, alike in kinds.items()}
-    return [{key: value for key, value in one.items() if key in differing[_kind(one)] and key not in SHOWN} for one in words]
+    defaults = {kind: _defaults(alike[0]) for kind, alike in kinds.items()}
+    differing = {
+        kind: {key for key in _keys(alike) if len({str(one.get(key, defaults[kind].get(key))) for one in alike}) > 1}
+        for kind, alike in kinds.items()
+    }
+    return [
+        {
+            key: value
+            for key, value in one.items()
+            if key in differing[_kind(one)] and key not in SHOWN and (usual or value != defaults[_kind(one)].get(key))
+        }
+        for one in words
+    ]
+
+
+def _defaults(words: Config) -> Config:
+    """Those of the same data, model and method; empty where they are not to be had, as of a plug-in that is not loaded."""
+    chosen = [f"{group}={words[f'{group}.name']}" for group in (*PARTS, "optimizer")]
+    arch = [f"model.arch={words['model.arch']}"] if words["model.name"] == "timm" else []
+    try:
+        return words_of(compose([*chosen, *arch]))
+    except (UserError, LookupError):
+        return {}
 
 
 def _kind(words: Config) -> tuple[str, ...]:
@@ -55,18 +79,10 @@ def _keys(alike: Iterable[Config]) -> list[str]:
 
 
 def from_defaults(config: Config) -> dict[str, tuple[Any, Any]]:
-    """The keys of a run whose values are not the defaults of its data, model, method and the rest, with both.
-
-    Empty where the defaults are not to be had, as of a plug-in that is not loaded.
-    """
-    chosen = [f"{group}={config[group]['name']}" for group in (*PARTS, "optimizer")]
-    arch = [f"model.arch={config['model']['arch']}"] if config["model"]["name"] == "timm" else []
-    try:
-        usual = words_of(compose([*chosen, *arch]))
-    except (UserError, LookupError):
-        return {}
+    """The keys of a run whose values are not the defaults of its data, model, method and the rest, with both."""
     mine = words_of(config)
-    return {key: (mine[key], usual.get(key)) for key in mine if mine[key] != usual.get(key) and key != "device"}
+    usual = _defaults(mine)
+    return {key: (mine[key], usual.get(key)) for key in mine if usual and mine[key] != usual.get(key) and key != "device"}
 
 
 def described(config: Config) -> Iterator[str]:

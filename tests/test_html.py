@@ -8,18 +8,17 @@ import statistics
 from html import escape
 from html.parser import HTMLParser
 
-import pandas as pd
 import pytest
 import vl_convert
 import yaml
-from own_tables import declare
+from own_tables import declare, put
 
 from sam_repro import runs
 from sam_repro.__main__ import launch
 from sam_repro.config import compose, identity
 from sam_repro.files import write
 from sam_repro.results import Frames, load
-from sam_repro.results.compare import benchmarks, differences
+from sam_repro.results.compare import benchmarks
 from sam_repro.results.declare import load as load_table
 from sam_repro.results.declare import select
 from sam_repro.results.figures import colour
@@ -27,7 +26,7 @@ from sam_repro.results.page import page
 from sam_repro.results.select import Request
 from sam_repro.results.sheet import sheet as sheet_for
 from sam_repro.schema import UserError, options
-from sam_repro.store import Run, all_runs
+from sam_repro.store import CHECKSUMS, Run, all_runs
 from sam_repro.tracking.describe import command_of
 from sam_repro.train import loop
 
@@ -107,10 +106,14 @@ def test_runs_are_compared_only_within_a_benchmark(store):
     assert known[0].runs.setting.value_counts().to_dict() == {"sgd": 2, "layerwise k=1": 1, "layerwise k=3": 1, "sam": 1}
 
 
-def test_what_sets_two_settings_apart_is_named_as_the_user_knows_it():
-    one, other = {"k": "1", "optimizer.where.k": "1", "optimizer.mix": "0.8", "lr": "0.1"}, {"k": "2", "optimizer.where.k": "2"}
-    assert list(differences(pd.DataFrame([one, {**one, **other, "lr": "0.2"}]))) == ["k=1 lr=0.1", "k=2 lr=0.2"]
-    assert list(differences(pd.DataFrame([one]))) == [""]
+def test_a_setting_is_named_by_what_is_not_usual_in_it_and_a_run_older_than_a_key_had_its_default(tmp_path):
+    runs = [put(tmp_path, "optimizer=layerwise", f"k={k}", *words) for k, words in ((4, []), (1, []), (1, ["weight_decay=0.5"]))]
+    config = runs[0].config
+    del config["tf32"], config["processes"], config["lag"], config["optimizer"]["where"]["lag"]
+    (runs[0].path / "config.yaml").write_text(yaml.safe_dump(config))
+    (runs[0].path / CHECKSUMS).unlink()
+    (known,) = benchmarks(load(tmp_path), [run.id for run in runs])
+    assert list(known.runs.setting) == ["layerwise", "layerwise k=1", "layerwise k=1 weight_decay=0.5"]
 
 
 def test_the_front_is_what_no_setting_beats_in_both(store):

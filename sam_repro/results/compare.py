@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..config import OUTSIDE
-from ..schema import fields, flat, options
+from ..differences import apart, in_words
+from ..schema import fields, options
 from ..store import Row
 from .frames import Frames
 
-APART = (*OUTSIDE, "seed", "device")  # what runs of one setting may differ in
 SHOWN = ("score_last", "score_best", "images_per_second", "sampling_rate", "forward_per_step", "backward_per_step")
 
 
@@ -80,17 +79,6 @@ def _named(group: str, node: Row) -> str:
 
 
 def _settings(runs: pd.DataFrame, frames: Frames) -> pd.DataFrame:
-    rows = [
-        {name: str(value) for name, value in flat(frames.found[run].config) if name.partition(".")[0] not in APART} for run in runs.index
-    ]
-    config = pd.DataFrame(rows, index=runs.index)
-    parts = [differences(group) for _, group in config.groupby(runs.optimizer)]
-    return runs.assign(setting=(runs.optimizer + " " + pd.concat(parts).reindex(runs.index)).str.strip())
-
-
-def differences(configs: pd.DataFrame) -> pd.Series:
-    """``k=4`` for each: what sets a configuration apart from the others of its method, a knob by its short name."""
-    varied = [name for name in configs if configs[name].nunique(dropna=False) > 1]
-    shown = [name for name in varied if not ("." in name and name.rpartition(".")[2] in varied)]
-    words = (" ".join(f"{name}={value}" for name, value in row.dropna().items()) for _, row in configs[shown].iterrows())
-    return pd.Series(words, configs.index, dtype=str)
+    keys = apart([frames.found[run].config for run in runs.index], usual=False)
+    own = [in_words({key: value for key, value in one.items() if key.partition(".")[0] != "device"}) for one in keys]
+    return runs.assign(setting=[f"{method} {words}".strip() for method, words in zip(runs.optimizer, own, strict=True)])
