@@ -27,7 +27,7 @@ EVENTFUL = {
 LAGGING = ("layerwise lag=1", "aesam lag=1")  # what they decide by is of a step earlier, and there
 # Where the host waits in a step, how often in 12 of them, and why. All other methods never do.
 WAITS = {
-    "layerwise": ("where.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
+    "layerwise": ("layers.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
     "aesam": ("when.py", 12, "whether a step ascends depends on its own gradient"),
     "vsam": ("when.py", 3, "the rate is set anew every N = 4 steps"),
     "vsam_a": ("when.py", 3, "the rate is set anew every N = 4 steps"),
@@ -82,7 +82,7 @@ INSIDE = {  # of the trainer's loop over the steps of an epoch
     "optimizer=looksam base=adamw lr=0.001 precision=fp16": {},
     "optimizer=sgd base=adam lr=0.001 ema=0.9": {},
     "optimizer=sgd mixup=0.4 cutmix=1 swa=0.4": {},
-    "optimizer=layerwise k=2": {"where.py": "one a step, as above"},
+    "optimizer=layerwise k=2": {"layers.py": "one a step, as above"},
     "optimizer=layerwise k=2 lag=1": {},
     "model=mobilenet model.bits=8 optimizer=sgd": {"lsq.py": "one a quantised layer, in the first batch, which sets the step sizes"},
 }
