@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from .base import Tensors, Where, along, ratio
-from .drawn import RandomTensors
+from .base import Parts, Tensors, Where, along, ratio
+from .drawn import Noise, RandomTensors
+from .filtered import Sparse, ZScore
 from .layers import Layers
-from .model import Model
-from .scaled import Adaptive, TrustRatio
+from .model import Model, Unified
+from .moving import Momentum, Smoothed, Stale
+from .scaled import Adaptive, Fisher, TrustRatio
 
-__all__ = ["OPTIONS", "Adaptive", "Layers", "Model", "RandomTensors", "Tensors", "TrustRatio", "Where", "along", "ratio"]
+__all__ = ["OPTIONS", "Layers", "Parts", "Tensors", "Where", "along", "ratio"]
 
-OPTIONS: dict[str, type[Where]] = {option.name: option for option in (Model, Adaptive, TrustRatio, Layers, RandomTensors)}
+_ALL: tuple[type[Where], ...] = (
+    *(Model, Unified, Adaptive, Fisher, TrustRatio, Layers, RandomTensors),
+    *(Smoothed, Stale, Momentum, Noise, Sparse, ZScore),
+)
+OPTIONS = {option.name: option for option in _ALL}

@@ -34,6 +34,7 @@ class Layers(Where):
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
+        self.among(self.everything, self.tensors)  # tells at once if there are none
         total = len(structure.layers)
         self.count = total if self.k == "all" else int(self.k)
         if self.count > total:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..structure import Plan, Structure
-from .base import Tensors, Where, along
+from ..structure import Plan, Structure, norm_of
+from .base import Tensors, Where, along, ratio
 
 
 @dataclass
@@ -29,3 +31,38 @@ class Model(Where):
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         return along(gradients, self.rho, self.normalize)
+
+
+@dataclass
+class Unified(Where):
+    """rho (1 - lam + lam/|g|) g: between rho g (lam = 0) and SAM (lam = 1) (Unified SAM, Oikonomou & Loizou 2025).
+
+    ``lam`` is a number, or 1/t or 1-1/t with t the number of the step, from 1 on.
+    """
+
+    name = "unified"
+    rho: float
+    lam: float | str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        first = structure.parameters[0]
+        self._lam = first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32), requires_grad=False)
+        self._begin(1)
+
+    def _begin(self, t: int) -> None:
+        """Step t is next. A recorded step reads its number on the device."""
+        self.t = t
+        self._lam.fill_({"1/t": 1 / t, "1-1/t": 1 - 1 / t}[self.lam] if isinstance(self.lam, str) else self.lam)
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return torch._foreach_mul(gradients, ratio(self.rho * self._lam, norm_of(gradients)) + self.rho * (1 - self._lam))
+
+    def observe(self, layer_norms: Tensor) -> None:
+        self._begin(self.t + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"t": self.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begin(state["t"])

@@ -8,21 +8,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..structure import norm_of
+from ..structure import Plan, Structure, norm_of, real, unreal
 from .base import Tensors, Where, along, ratio
 
 
 @dataclass
 class Adaptive(Where):
-    """rho T^2 g/|T g| with T = |w| + eta for weights, 1 for the rest (ASAM, Kwon et al. 2021, and its official code)."""
+    """rho T^2 g/|T g| with T = |w| + eta for weights, 1 for the rest (ASAM, Kwon et al. 2021, and its official code).
+
+    ``biases``: T = |w| + eta for the rest as well, as in the code of SAM-ON.
+    """
 
     name = "adaptive"
     rho: float
     eta: float
+    biases: bool
+    tensors: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        self._selected = self.among(self.everything, self.tensors)
+
+    def select(self) -> list[int]:
+        return self._selected
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         # As in the official code, "weight" in the name decides: normalisation weights scale, biases do not.
-        places = [place for place, index in enumerate(selected) if "weight" in self.structure.names[index]]
+        places = [place for place, index in enumerate(selected) if self.biases or "weight" in self.structure.names[index]]
         scales = torch._foreach_abs([self.structure.parameters[selected[place]].detach() for place in places])
         torch._foreach_add_(scales, self.eta)
         once = _scaled(gradients, places, scales)
@@ -37,6 +49,24 @@ def _scaled(tensors: list[Tensor], places: list[int], scales: Sequence[Tensor]) 
         for place, product in zip(places, products, strict=True):
             result[place] = product
     return result
+
+
+@dataclass
+class Fisher(Where):
+    """rho F^-1 g / sqrt(g F^-1 g) with F^-1 = 1 / (1 + eta g^2), weight by weight (Fisher-SAM, Kim et al. 2022).
+
+    The square is of the batch's mean gradient. With D = sqrt(F^-1) it is rho D h/|h|, h = D g.
+    """
+
+    name = "fisher"
+    rho: float
+    eta: float
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        g = real(gradients)
+        roots = torch._foreach_sqrt(torch._foreach_add(torch._foreach_mul(torch._foreach_mul(g, g), self.eta), 1.0))
+        h = torch._foreach_div(g, roots)
+        return unreal(torch._foreach_div(torch._foreach_mul(h, ratio(self.rho, norm_of(h))), roots), gradients)
 
 
 @dataclass
