@@ -41,6 +41,11 @@ LAUNCHES = {
     "msam": ((1550, None), (1910, None)), "saf": ((None, 207), (None, 255.8)), "sam": ((346, None), (436, None)),
     "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((358, 184), (448, 229)),
     "vsam_a": ((355, 181), (445, 226)),
+    "fsam": ((373, None), (463, None)), "vasso": ((376, None), (466, None)), "s2sam": ((210, None), (255, None)),
+    "momentum_sam": ((212, None), (257, None)), "async_sam": ((364, None), (454, None)), "sam_on": ((343, None), (412, None)),
+    "asam_on": ((347, None), (416, None)), "fisher_sam": ((352, None), (442, None)), "unified_sam": ((350, None), (440, None)),
+    "zsharp": ((485, None), (575, None)), "ssam_f": ((457.5, None), (547.5, None)), "ssam_d": ((462, None), (552, None)),
+    "random_sam": ((439, None), (484, None)),
 }  # fmt: skip
 
 
