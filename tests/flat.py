@@ -92,7 +92,7 @@ class Flat:
 
     def unified_sam(self, w, g):
         t = self.t + 1
-        lam = {"1/t": 1 / t, "1-1/t": 1 - 1 / t}.get(self.knobs["lam"], self.knobs["lam"])
+        lam = {"1/t": 1 / t, "1-1/t": 1 - 1 / t}.get(self.knobs["lambd"], self.knobs["lambd"])
         return self.knobs["rho"] * (1 - lam + lam / g.norm()) * g
 
     def zsharp(self, w, g):
@@ -139,6 +139,6 @@ class Flat:
             part = part.view_as(p)
             filters = range(len(p)) if p.ndim > 1 else [slice(None)]
             for f in filters:
-                part[f] *= self.knobs["sigma"] * p.detach()[f].norm()
+                part[f] *= self.knobs["std"] * p.detach()[f].norm()
             noise.append(part.flatten())
         return torch.cat(noise)

@@ -477,7 +477,7 @@ def test_the_perturbation_works_inside_an_outer_autocast(name, knobs):
         model = small_chain().float()
         x, y = batch()
         with torch.autocast("cpu", torch.bfloat16):
-            gradient = make(name, model, {**knobs, next(key for key in ("r", "rho", "sigma") if key in knobs): size})
+            gradient = make(name, model, {**knobs, next(key for key in ("r", "rho", "std") if key in knobs): size})
             for _ in range(1 + (name in (*ONE_PASS, "async_sam"))):  # their perturbation is of the step before
                 gradient.backward(x.float(), y, criterion)
             model(x.float())

@@ -34,7 +34,7 @@ CASES = [
     ("s2sam", {"rho": 0.1}, "batch"),
     ("momentum_sam", {"rho": 0.1}, "batch"),
     ("ssam_d", {"rho": 0.1}, "batch"),
-    ("random_sam", {"sigma": 0.1}, "batch"),
+    ("random_sam", {"std": 0.1}, "batch"),
 ]
 STEPS = 6
 

@@ -9,6 +9,7 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
+from flat import ONE_PASS
 from helpers import METHODS, PLAN, STEPS, Family, batch, criterion, make, places, plain_gradient, shifted, small_chain
 from spawned import spawned
 from test_methods import REFERENCES, base, distance, each_method, gradients
@@ -91,7 +92,8 @@ def test_the_documented_criterion_is_the_mean_of_torch(name, knobs, parts, monke
         x, y = some_ignored(step)
         inputs = (x, y) if len(parts) == 1 else (list(x.split(parts)), list(y.split(parts)))
         report = gradient.backward(*inputs, recipe())
-        assert report.loss.item() == pytest.approx(torch_mean(twin(x), y).item(), abs=1e-10)
+        if name not in (*ONE_PASS, "async_sam"):  # of which it is the loss at w + eps
+            assert report.loss.item() == pytest.approx(torch_mean(twin(x), y).item(), abs=1e-10)
         reference.sampled.append(report.ascended)
         for p, g in zip(twin.parameters(), reference.gradient(x, y), strict=True):
             p.grad = g

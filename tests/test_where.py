@@ -356,7 +356,7 @@ def test_fisher_sams_perturbation_has_its_length_in_its_metric():
 
 @pytest.mark.parametrize(("lam", "weights"), [("1/t", [1.0, 1 / 2, 1 / 3]), ("1-1/t", [0.0, 1 / 2, 2 / 3]), (0.25, [0.25] * 3)])
 def test_unified_sam_is_between_both(lam, weights):
-    gradient = create("unified_sam", small_chain(), rho=0.1, lam=lam)
+    gradient = create("unified_sam", small_chain(), rho=0.1, lambd=lam)
     g = [torch.randn_like(p) for p in gradient.structure.parameters]
     for weight in weights:
         length = total_norm(gradient.where.perturbation(gradient.where.everything, g)).item()
@@ -394,12 +394,12 @@ def test_the_mask_has_its_size_and_the_perturbation_the_masked_length(name):
 
 def test_noise_is_the_same_for_a_step_and_another_for_the_next():
     model = small_chain()
-    gradient = create("random_sam", model, sigma=0.5, seed=3)
+    gradient = create("random_sam", model, std=0.5, seed=3)
     first, again = (vector(gradient.where.perturbation(gradient.where.everything, [])) for _ in range(2))
     gradient.where.observe(torch.zeros(4))
     assert torch.equal(first, again)
     assert not torch.equal(first, vector(gradient.where.perturbation(gradient.where.everything, [])))
-    other = create("random_sam", model, sigma=0.5, seed=4).where
+    other = create("random_sam", model, std=0.5, seed=4).where
     assert not torch.equal(first, vector(other.perturbation(other.everything, [])))
 
 
@@ -408,7 +408,7 @@ def test_noise_is_as_large_as_the_filter_it_falls_on():
     model = nn.Linear(4000, 2).double()
     with torch.no_grad():
         model.weight.copy_(torch.randn(2, 4000) * torch.tensor([[1.0], [10.0]]))
-    where = create("random_sam", model, sigma=0.1).where
+    where = create("random_sam", model, std=0.1).where
     noise = where.perturbation(where.everything, [])[0]
     for row in range(2):
         assert noise[row].std().item() == pytest.approx(0.1 * model.weight[row].norm().item(), rel=0.05)

@@ -87,6 +87,11 @@ class Structure:
         """``.grad`` of every parameter."""
         return [p.grad for p in self.parameters]
 
+    def number(self) -> Tensor:
+        """A real number on the device, 0-dim, zero; at least in float32. For what a recorded step has to read there."""
+        (first,) = real(self.parameters[:1])
+        return torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+
     def densify(self) -> None:
         """Have no sparse ``.grad``."""
         for p in self.parameters:

@@ -57,7 +57,7 @@ class RandomTensors(Where):
 
 @dataclass
 class Noise(Where):
-    """Gaussian noise, sigma times as large as the filter it falls on (random weight perturbation, Li et al. 2024): no first pass.
+    """Gaussian noise, std times as large as the filter it falls on (random weight perturbation, Li et al. 2024): no first pass.
 
     A filter is what belongs to one output of a weight; a vector is one. Each step draws by its own number, so that no generator
     has to be kept, and all processes draw alike.
@@ -65,7 +65,7 @@ class Noise(Where):
 
     name = "noise"
     needs_first_pass = False
-    sigma: float
+    std: float
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
@@ -84,7 +84,7 @@ class Noise(Where):
         wide = [torch.promote_types(t.dtype, torch.float32) for t in pairs]
         sizes = [w.flatten(1).norm(dim=1).view(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else w.norm() for w in pairs]
         noise = [part.view(t.shape) for part, t in zip(drawn.split([t.numel() for t in pairs]), pairs, strict=True)]
-        scaled = [(n.to(dtype) * (self.sigma * size)).to(t.dtype) for n, size, t, dtype in zip(noise, sizes, pairs, wide, strict=True)]
+        scaled = [(n.to(dtype) * (self.std * size)).to(t.dtype) for n, size, t, dtype in zip(noise, sizes, pairs, wide, strict=True)]
         return unreal(scaled, weights)
 
     def observe(self, layer_norms: Tensor) -> None:

@@ -35,28 +35,27 @@ class Model(Where):
 
 @dataclass
 class Unified(Where):
-    """rho (1 - lam + lam/|g|) g: between rho g (lam = 0) and SAM (lam = 1) (Unified SAM, Oikonomou & Loizou 2025).
+    """rho (1 - lambd + lambd/|g|) g: between rho g (lambd = 0) and SAM (lambd = 1) (Unified SAM, Oikonomou & Loizou 2025).
 
-    ``lam`` is a number, or 1/t or 1-1/t with t the number of the step, from 1 on.
+    ``lambd`` is a number, or 1/t or 1-1/t with t the number of the step, from 1 on.
     """
 
     name = "unified"
     rho: float
-    lam: float | str
+    lambd: float | str
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
-        first = structure.parameters[0]
-        self._lam = first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32), requires_grad=False)
+        self._lambd = structure.number()
         self._begin(1)
 
     def _begin(self, t: int) -> None:
         """Step t is next. A recorded step reads its number on the device."""
         self.t = t
-        self._lam.fill_({"1/t": 1 / t, "1-1/t": 1 - 1 / t}[self.lam] if isinstance(self.lam, str) else self.lam)
+        self._lambd.fill_({"1/t": 1 / t, "1-1/t": 1 - 1 / t}[self.lambd] if isinstance(self.lambd, str) else self.lambd)
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
-        return torch._foreach_mul(gradients, ratio(self.rho * self._lam, norm_of(gradients)) + self.rho * (1 - self._lam))
+        return torch._foreach_mul(gradients, ratio(self.rho * self._lambd, norm_of(gradients)) + self.rho * (1 - self._lambd))
 
     def observe(self, layer_norms: Tensor) -> None:
         self._begin(self.t + 1)

@@ -78,8 +78,7 @@ class Smoothed(Moving):
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
-        first = structure.parameters[0]
-        self.begun = first.new_zeros((), dtype=torch.promote_types(first.dtype, torch.float32), requires_grad=False)  # 1: m is a mean
+        self.begun = structure.number()  # 1: m is a mean
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         held = self.held(selected)
