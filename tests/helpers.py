@@ -97,6 +97,20 @@ METHODS = [
     ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}),
     ("saf", {"start": 0, "delay": 1}),
     ("mesa", {"start": 0}),
+    ("sam_on", {"rho": 0.3}),
+    ("asam_on", {"rho": 0.5, "eta": 0.01}),
+    ("fsam", {"rho": 0.1, "sigma": 0.7, "lam": 0.6}),
+    ("vasso", {"rho": 0.1, "lam": 0.4}),
+    ("s2sam", {"rho": 0.1}),
+    ("momentum_sam", {"rho": 0.1, "mu": 0.8}),
+    ("async_sam", {"rho": 0.1, "batch": 0.25}),
+    ("fisher_sam", {"rho": 0.1, "eta": 50.0}),
+    ("unified_sam", {"rho": 0.1, "lambd": 0.3}),
+    ("unified_sam", {"rho": 0.1, "lambd": "1-1/t"}),
+    ("zsharp", {"rho": 0.1, "percentile": 0.7}),
+    ("ssam_f", {"rho": 0.1, "sparsity": 0.6, "every_epochs": 2}),
+    ("ssam_d", {"rho": 0.1, "sparsity": 0.6, "every_epochs": 1, "drop": 0.5}),
+    ("random_sam", {"std": 0.1}),
 ]
 STEPS = 12
 PLAN = {"total_steps": STEPS, "steps_per_epoch": 2, "dataset_size": 24}

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from flat import ONE_PASS
 from helpers import STEPS, batch, criterion, plain_gradient, shifted, small_chain, total_norm
 from test_methods import base, distance, gradients, run
 
@@ -42,6 +43,24 @@ PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
         ("sam", {"when": "window", "when.percent": 0.0}, "sgd", {}),
         ("layerwise", {"k": "all", "where": "layers", "when": "every", "when.n": 1}, "generalized_sam", {}),
         ("layerwise", {"k": "all", "samples": "micro", "samples.m": 1}, "generalized_sam", {}),
+        ("sam_on", {"where.tensors": "all"}, "sam", {"rho": 0.5}),
+        ("asam_on", {"where.tensors": "all", "where.biases": False}, "asam", {"rho": 10.0, "eta": 0.0}),
+        ("sam_on", {"rho": 0.0}, "sgd", {}),
+        ("fsam", {"sigma": 0.0, "lam": 0.3}, "sam", {"rho": 0.2}),
+        ("fsam", {"sigma": 0.0, "lam": 0.9}, "sam", {"rho": 0.2}),
+        ("vasso", {"lam": 0.0}, "sam", {"rho": 0.2}),
+        ("s2sam", {"rho": 0.0}, "sgd", {}),
+        ("momentum_sam", {"rho": 0.0}, "sgd", {}),
+        ("async_sam", {"rho": 0.0}, "sgd", {}),
+        ("random_sam", {"std": 0.0}, "sgd", {}),
+        ("fisher_sam", {"eta": 0.0}, "sam", {}),
+        ("unified_sam", {"lambd": 1.0, "rho": 0.05}, "sam", {}),
+        ("unified_sam", {"lambd": 0.0, "rho": 0.1}, "generalized_sam", {"alpha": 1.0}),
+        ("zsharp", {"percentile": 0.0}, "sam", {}),
+        ("ssam_f", {"sparsity": 0.0}, "sam", {"rho": 0.1}),
+        ("ssam_d", {"sparsity": 0.0}, "sam", {"rho": 0.1}),
+        ("ssam_f", {"sparsity": 1.0}, "sgd", {}),
+        ("ssam_d", {"sparsity": 1.0}, "sgd", {}),
     ],
 )
 def test_identities(name, knobs, other, others):
@@ -77,6 +96,12 @@ def test_identities(name, knobs, other, others):
         ("esam", {"beta": 1.0, "gamma": 0.5}, [(2.5, 1.5)] * 2),
         ("saf", {"start": 0, "delay": 1}, [(1, 1)] * 6),
         ("mesa", {"start": 0}, [(1, 1)] * 4 + [(2, 1)] * 2),
+        *((name, {}, [(2, 2)] * 3) for name in ("sam_on", "asam_on", "fsam", "vasso", "fisher_sam", "unified_sam", "zsharp")),
+        *((name, {}, [(2, 2)] * 5) for name in ("ssam_f", "ssam_d")),
+        *((name, {}, [(1, 1)] * 3) for name in ("s2sam", "momentum_sam", "random_sam")),
+        ("s2sam", {"when": "every", "when.n": 2}, [(1, 1)] * 4),
+        ("async_sam", {"batch": 0.25}, [(1.25, 1.25)] * 3),
+        ("async_sam", {"batch": 1.0}, [(2, 2)] * 3),
     ],
 )
 def test_passes_of_every_step(name, knobs, cost):
@@ -90,7 +115,8 @@ def test_passes_of_every_step(name, knobs, cost):
         assert (report.forward_units, report.backward_units) == pytest.approx((forward, backward)), f"step {step}"
         teacher = name == "mesa" and forward == 2  # a network of its own
         assert sum(samples) == pytest.approx(12 * (forward - teacher))
-        assert report.ascended == (forward > 1 and name not in ("saf", "mesa"))
+        ascends = step % 2 == 0 if "when" in knobs else name in ONE_PASS or (forward > 1 and name not in ("saf", "mesa"))
+        assert report.ascended == ascends
         assert len(report.outputs) == 12
 
 

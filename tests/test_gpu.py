@@ -27,7 +27,7 @@ EVENTFUL = {
 LAGGING = ("layerwise lag=1", "aesam lag=1")  # what they decide by is of a step earlier, and there
 # Where the host waits in a step, how often in 12 of them, and why. All other methods never do.
 WAITS = {
-    "layerwise": ("where.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
+    "layerwise": ("layers.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
     "aesam": ("when.py", 12, "whether a step ascends depends on its own gradient"),
     "vsam": ("when.py", 3, "the rate is set anew every N = 4 steps"),
     "vsam_a": ("when.py", 3, "the rate is set anew every N = 4 steps"),
@@ -41,6 +41,11 @@ LAUNCHES = {
     "msam": ((1550, None), (1910, None)), "saf": ((None, 207), (None, 255.8)), "sam": ((346, None), (436, None)),
     "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((358, 184), (448, 229)),
     "vsam_a": ((355, 181), (445, 226)),
+    "fsam": ((373, None), (463, None)), "vasso": ((376, None), (466, None)), "s2sam": ((210, None), (255, None)),
+    "momentum_sam": ((212, None), (257, None)), "async_sam": ((364, None), (454, None)), "sam_on": ((343, None), (412, None)),
+    "asam_on": ((347, None), (416, None)), "fisher_sam": ((352, None), (442, None)), "unified_sam": ((350, None), (440, None)),
+    "zsharp": ((485, None), (575, None)), "ssam_f": ((457.5, None), (547.5, None)), "ssam_d": ((462, None), (552, None)),
+    "random_sam": ((439, None), (484, None)),
 }  # fmt: skip
 
 
@@ -82,7 +87,7 @@ INSIDE = {  # of the trainer's loop over the steps of an epoch
     "optimizer=looksam base=adamw lr=0.001 precision=fp16": {},
     "optimizer=sgd base=adam lr=0.001 ema=0.9": {},
     "optimizer=sgd mixup=0.4 cutmix=1 swa=0.4": {},
-    "optimizer=layerwise k=2": {"where.py": "one a step, as above"},
+    "optimizer=layerwise k=2": {"layers.py": "one a step, as above"},
     "optimizer=layerwise k=2 lag=1": {},
     "model=mobilenet model.bits=8 optimizer=sgd": {"lsq.py": "one a quantised layer, in the first batch, which sets the step sizes"},
 }

@@ -23,9 +23,9 @@ from sam_repro.store import Run, Watched
 FEW = ["device=cpu", "max_samples=65", "batch_size=12", "epochs=2", "lr=0.05", "schedule=constant"]  # the last batch has 5: uneven parts
 EVENTFUL = {
     "vsam": ["start=2", "N=4", "M=2"], "vsam_a": ["start=2", "N=4", "M=2"], "saf": ["start=0", "delay=1"], "mesa": ["start=0"],
-    "layerwise": ["k=2"], "msam": ["m=2"],
+    "layerwise": ["k=2"], "msam": ["m=2"], "momentum_sam": ["rho=0.1"], "sam_on": ["sync_bn=true"], "asam_on": ["sync_bn=true", "rho=0.5"],
 }  # fmt: skip
-BY_PART = ("msam", "esam")  # each process splits, or chooses from, its own part
+BY_PART = ("msam", "esam", "async_sam")  # each process splits, or chooses from, its own part
 CASES = {name: [f"optimizer={name}", *EVENTFUL.get(name, [])] for name in options("optimizer")}
 CASES |= {"batchnorm": ["optimizer=layerwise", "k=2", "sync_bn=true"], "replica": ["optimizer=sam", "optimizer.scope=replica"]}
 CASES |= {"author": ["optimizer=layerwise", "k=2", "accumulate=2", "drop_last=true"]}
@@ -69,7 +69,7 @@ def trained(folder, case, words, epochs=2, **network):
 
 
 def all_cases(folder):
-    found = {case: trained(folder, case, words, norm=case == "batchnorm") for case, words in CASES.items()}
+    found = {case: trained(folder, case, words, norm=case in ("batchnorm", "sam_on", "asam_on")) for case, words in CASES.items()}
     found["straight"] = trained(folder, "straight", ["optimizer=sam"], norm=True, dropout=0.3)
     trained(folder, "resumed", ["optimizer=sam"], epochs=1, norm=True, dropout=0.3)
     found["resumed"] = trained(folder, "resumed", ["optimizer=sam"], norm=True, dropout=0.3)

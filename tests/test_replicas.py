@@ -27,6 +27,14 @@ CASES = [
     ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}, "replica"),
     ("msam", {"rho": 0.1, "m": 3}, "batch"),
     ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}, "batch"),
+    ("async_sam", {"rho": 0.1, "batch": 0.5}, "batch"),
+    ("sam_on", {"rho": 0.1}, "batch"),
+    ("fsam", {"rho": 0.1}, "batch"),
+    ("vasso", {"rho": 0.1, "lam": 0.5}, "batch"),
+    ("s2sam", {"rho": 0.1}, "batch"),
+    ("momentum_sam", {"rho": 0.1}, "batch"),
+    ("ssam_d", {"rho": 0.1}, "batch"),
+    ("random_sam", {"std": 0.1}, "batch"),
 ]
 STEPS = 6
 
@@ -66,7 +74,9 @@ def apart(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("case", [i for i, (name, _, scope) in enumerate(CASES) if scope == "batch" and name not in ("msam", "esam")])
+@pytest.mark.parametrize(
+    "case", [i for i, (name, _, scope) in enumerate(CASES) if scope == "batch" and name not in ("msam", "esam", "async_sam")]
+)
 def test_with_one_scope_two_replicas_are_one_process(trained, case):
     name, knobs, _ = CASES[case]
     model = small_chain().eval()

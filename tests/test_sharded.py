@@ -19,7 +19,8 @@ KNOBS = {
     "vsam": {"start": 2, "N": 4, "M": 2}, "vsam_a": {"start": 2, "N": 4, "M": 2}, "saf": {"start": 0, "delay": 1}, "msam": {"m": 2},
     "layerwise": {"k": 2}, "looksam": {"k": 2}, "looklayersam": {"k": 2},
 }  # fmt: skip
-CASES = {name: (name, KNOBS.get(name, {})) for name in options("optimizer") if name != "mesa"}
+WHOLE = ("zsharp", "ssam_f", "ssam_d", "random_sam")  # they see all weights of a tensor
+CASES = {name: (name, KNOBS.get(name, {})) for name in options("optimizer") if name not in ("mesa", *WHOLE)}
 CASES |= {"normalized": ("layerwise", {"k": 2, "normalize": True}), "whole": ("layersam", {"trust": "whole"})}
 STEPS, BATCH = 6, 8
 
@@ -84,7 +85,7 @@ def of_one(rank, folder):
     found["uneven"] = trained("sam", {}, uneven)
     found["resumed"] = trained("looksam", KNOBS["looksam"], even, resume=True)
     model = network()
-    for name, knobs in (("mesa", {"steps_per_epoch": 1}), ("sam", {"scope": "replica"})):
+    for name, knobs in (("mesa", {"steps_per_epoch": 1}), ("sam", {"scope": "replica"}), *((name, {}) for name in WHOLE)):
         try:
             create(name, model, **knobs)
         except UserError as error:
@@ -104,12 +105,12 @@ def apart(a, b):
 
 @pytest.mark.parametrize("case", [*CASES, "uneven", "resumed"])
 def test_a_sharded_model_gets_the_gradient_of_the_whole_one(sharded, case):
-    """mSAM's micro-batches are those of all processes together; ESAM's each choose among their own samples."""
+    """mSAM's micro-batches are those of all processes together; ESAM's, and AsyncSAM's few samples, are each process's own."""
     name, knobs = CASES.get(case, {"uneven": ("sam", {}), "resumed": CASES["looksam"]}.get(case))
     order = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7]) if name == "msam" else torch.arange(BATCH)
     alone = trained(name, knobs, lambda whole: whole[order], shards=False)
     assert apart(sharded[0][case], sharded[1][case]) == 0
-    assert (apart(sharded[0][case], alone) < 1e-12) == (name != "esam")
+    assert (apart(sharded[0][case], alone) < 1e-12) == (name not in ("esam", "async_sam"))
 
 
 def test_methods_differ_from_sgd(sharded):
@@ -119,4 +120,5 @@ def test_methods_differ_from_sgd(sharded):
 
 def test_what_shards_do_not_allow_is_refused(sharded):
     assert sharded[0]["mesa refused"].startswith("The mean teacher is a copy of the model, and a sharded one (FSDP2) has none")
+    assert all(sharded[0][f"{name} refused"].startswith("where=") for name in WHOLE)
     assert sharded[0]["sam refused"].startswith("scope=replica: of a sharded model (FSDP2) no process has a gradient of its own")

@@ -9,7 +9,8 @@ import helpers
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import METHODS, PLAN, STEPS, Family, Reference, batch, criterion, make, places, plain_gradient, shifted, small_chain
+from flat import ONE_PASS
+from helpers import METHODS, PLAN, STEPS, Family, batch, criterion, make, places, plain_gradient, shifted, small_chain
 from spawned import spawned
 from test_methods import REFERENCES, base, distance, each_method, gradients
 from torch.nn.parallel import DistributedDataParallel
@@ -76,7 +77,7 @@ class WeightedFamily(Family):
 
 
 ROWS = [row for row in METHODS if row[0] not in ("saf", "mesa") and row[1].get("beta") != 0.6]
-CASES = [(*row, parts) for row in ROWS for parts in ([12], [5, 7]) if parts == [12] or row[0] not in ("msam", "esam")]
+CASES = [(*row, parts) for row in ROWS for parts in ([12], [5, 7]) if parts == [12] or row[0] not in ("msam", "esam", "async_sam")]
 
 
 @pytest.mark.parametrize(("name", "knobs", "parts"), CASES)
@@ -85,13 +86,14 @@ def test_the_documented_criterion_is_the_mean_of_torch(name, knobs, parts, monke
     monkeypatch.setattr(helpers, "criterion", torch_mean)
     model, twin = small_chain().eval(), small_chain().eval()
     gradient = make(name, model, knobs)
-    reference = (Reference if name in REFERENCES else WeightedFamily)(name, twin, **knobs)
+    reference = REFERENCES.get(name, WeightedFamily)(name, twin, **knobs)
     optimizers = base(model), base(twin)
     for step in range(STEPS):
         x, y = some_ignored(step)
         inputs = (x, y) if len(parts) == 1 else (list(x.split(parts)), list(y.split(parts)))
         report = gradient.backward(*inputs, recipe())
-        assert report.loss.item() == pytest.approx(torch_mean(twin(x), y).item(), abs=1e-10)
+        if name not in (*ONE_PASS, "async_sam"):  # of which it is the loss at w + eps
+            assert report.loss.item() == pytest.approx(torch_mean(twin(x), y).item(), abs=1e-10)
         reference.sampled.append(report.ascended)
         for p, g in zip(twin.parameters(), reference.gradient(x, y), strict=True):
             p.grad = g
@@ -122,7 +124,7 @@ def test_weights_of_one_are_none(name, knobs):
             optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("name", "knobs"), [row for row in METHODS if row[0] not in ("msam", "esam")])
+@pytest.mark.parametrize(("name", "knobs"), [row for row in METHODS if row[0] not in ("msam", "esam", "async_sam")])
 def test_whole_weights_are_repeated_samples(name, knobs):
     model, twin = small_chain().eval(), small_chain().eval()
     gradient, same = make(name, model, knobs), make(name, twin, knobs)

@@ -12,6 +12,8 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
         gradient = (1 - alpha) g + alpha g' on the selected parameters, g' elsewhere
     else:
         gradient = the plain one, and what is reused (between)
+
+Where the perturbation comes of earlier steps alone (where), an ascent is one pass, at w + eps.
 """
 
 from __future__ import annotations
@@ -25,15 +27,16 @@ from torch import Tensor, nn
 
 from ..chain import Unperturbed
 from ..schema import UserError
+from . import fits
 from .batches import MicroBatch
 from .between import Between
 from .method import Gradients, Method, Report, Step, weighted
 from .passes import Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
-from .structure import Plan, Structure
+from .structure import Plan, Structure, dense_of
 from .watched import Watched, watched
 from .when import When
-from .where import Where
+from .where import Parts, Where
 
 
 class _First(NamedTuple):
@@ -80,8 +83,7 @@ class Gradient(Method):
         self.when.setup(self.structure, plan)
         self.where.setup(self.structure, plan)
         self.between.setup(self.structure)
-        if when.needs_gradient and samples.name == "micro":
-            raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
+        fits.check(when, where, between, samples, mix, scope)
 
     def decide(self) -> Decision:
         """Whether the step makes an ascent, and on which parameters."""
@@ -114,7 +116,7 @@ class Gradient(Method):
         if decision.undecided:
             self._ascend_if_decided(batches, step)
         elif step.selected:
-            self._ascend(batches, step)
+            (self._ascend if self.where.needs_first_pass else self._leap)(batches, step)
         if step.loss is None:  # else it is there already, at w + eps or at w
             self._descend(batches, step)
         if self._needs_clean:  # and what is made of both gradients, or of what was remembered, has all rows of a sparse one
@@ -134,6 +136,10 @@ class Gradient(Method):
 
     def combine(self, step: Step) -> None:
         gradients = self.structure.gradients()
+        if self.where.vectors:
+            found = [(index, dense_of(g)) for index, g in enumerate(gradients) if g is not None]
+            self.where.commit(step.seen, self._parts(found), torch.isfinite(step.norms).all())
+            step.seen = Parts([], [])  # its memory may serve others
         if step.selected:
             self._combine(step, [gradients[index] for index in step.selected])
         else:
@@ -170,6 +176,22 @@ class Gradient(Method):
         if self._needs_clean:
             # What enters the update must be the same on all replicas, like the gradients that the wrapper sums.
             step.clean = ascent if self._one_scope and len(groups) == 1 else self.passes.mean_over_replicas(step.clean, step.weight)
+
+    def _leap(self, batches: Sequence[MicroBatch], step: Step) -> None:
+        """The gradient at a w + eps that is known before; and at w of some samples, where the next step's eps is made of that."""
+        step.clean = [None] * len(step.selected)
+        ahead = self._of_some(batches, step.selected) if self.where.share else []
+        with self._perturbed(step, []):
+            self._descend(batches, step)
+        step.seen = self._parts([(index, g) for index, g in zip(step.selected, ahead, strict=False) if g is not None])
+
+    def _of_some(self, batches: Sequence[MicroBatch], selected: Sequence[int]) -> Gradients:
+        """The gradient at w of the first samples of each batch, the share that ``where`` asks for; moves no buffers."""
+        counts = [max(1, round(self.where.share * batch.samples)) for batch in batches]
+        some = [batch.take(slice(0, count), count) for batch, count in zip(batches, counts, strict=True)]
+        with self._buffers():
+            found, weight, _ = self._first_pass(some, selected, 0, Step())
+        return self.passes.mean_over_replicas(found, weight)
 
     def _ascend_if_decided(self, batches: Sequence[MicroBatch], step: Step) -> None:
         """The same where the gradient at w decides: if there is to be no ascent, that gradient is the step's own."""
@@ -272,11 +294,14 @@ class Gradient(Method):
 
     def _perturbed(self, step: Step, ascent: Gradients) -> AbstractContextManager[None]:
         """The weights at w + eps; a parameter that the first pass did not use stays where it is."""
-        moved = [(index, g) for index, g in zip(step.selected, ascent, strict=True) if g is not None]
-        if not moved:
+        moved = Parts(list(step.selected), [])
+        if self.where.needs_first_pass:
+            moved = self._parts([(index, g) for index, g in zip(step.selected, ascent, strict=True) if g is not None])
+            step.seen = moved if self.where.vectors else step.seen
+        chosen, gradients = moved
+        if not chosen:
             return nullcontext()
-        chosen = [index for index, _ in moved]
-        perturbation = self.where.perturbation(chosen, self._unscaled([g for _, g in moved]))
+        perturbation = self.where.perturbation(chosen, gradients)
         if step.mask is not None:
             perturbation = torch._foreach_mul(perturbation, self.structure.spread(step.mask, chosen, perturbation))
         return perturbed([self.structure.parameters[index] for index in chosen], perturbation)
@@ -328,14 +353,18 @@ class Gradient(Method):
         perturbation = self.where.perturbation([i for i, _, _ in both], cleans) if one else None
         return watched(self.when.rate, perturbation, cleans, sams)
 
+    def _parts(self, pairs: Sequence[tuple[int, Tensor]]) -> Parts:
+        return Parts([index for index, _ in pairs], self._unscaled([g for _, g in pairs]))
+
     def _unscaled(self, gradients: list[Tensor]) -> list[Tensor]:
         scale = self._scale()
         return gradients if scale is None or not gradients else list(torch._foreach_div(gradients, scale))
 
     def memory(self, classes: int) -> int:
-        """The weights at w, the gradient at w, the perturbation, and what is carried over between ascents."""
+        """The weights at w, the gradient at w, the perturbation, and what is carried over from step to step."""
         size = sum(p.numel() * p.element_size() for p in self.structure.parameters)
-        return size * (3 + self.between.needs_clean) if self.when.name != "never" else 0
+        at_w = self.where.needs_first_pass or self.where.share > 0
+        return size * (2 + at_w + self.between.needs_clean + self.where.vectors) if self.when.name != "never" else 0
 
     def parts_state(self) -> dict[str, Any]:
         return {

@@ -38,5 +38,13 @@ def values(copies: Sequence[HostCopy]) -> list[Tensor]:
 
 def send(numbers: Sequence[float], to: Tensor) -> None:
     """Write the numbers into a tensor on the device; out of pinned memory, so that the host does not wait."""
-    source = torch.tensor(numbers, dtype=to.dtype)
-    to.copy_(source.pin_memory() if to.is_cuda else source, non_blocking=True)
+    to.copy_(_pinned(torch.tensor(numbers, dtype=to.dtype), to.device), non_blocking=True)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, likewise."""
+    return _pinned(tensor, device).to(device, non_blocking=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.pin_memory() if device.type == "cuda" else tensor

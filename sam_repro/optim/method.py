@@ -15,6 +15,7 @@ from .batches import MicroBatch, batches_of, joined
 from .passes import Criterion, Mean, Passes, Weight, detached, divided
 from .structure import Structure
 from .watched import Watched
+from .where import Parts
 
 Gradients = list[Tensor | None]
 
@@ -23,7 +24,7 @@ Gradients = list[Tensor | None]
 class Report:
     """What a step did. Tensors stay on the device; reading one makes the host wait."""
 
-    loss: Tensor  # mean loss of this process's samples, 0-dim: the clean one (at w)
+    loss: Tensor  # mean loss of this process's samples, 0-dim: the clean one (at w), at w + eps where that is a step's only pass
     outputs: Any  # of the same pass, detached; a list for a list of micro-batches
     ascended: bool
     layers: list[str]  # the layers perturbed, in forward order
@@ -41,6 +42,9 @@ class Step:
     selected: Sequence[int] = ()  # the parameters that were perturbed
     mask: Tensor | None = None  # (layers,): 0 for those that are among them but were to stay
     clean: Gradients = field(default_factory=list)  # of the selected parameters
+    seen: Parts = field(
+        default_factory=lambda: Parts([], [])
+    )  # what their perturbation is of, or the next step's, where that is remembered
     loss: Tensor | None = None  # to be divided by
     weight: Weight = 0.0  # of the samples seen
     outputs: dict[int, list[tuple[Any, float]]] = field(default_factory=dict)  # each with its share of the samples

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..chain import layers
 from ..schema import UserError
 
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -34,6 +35,11 @@ def dense_of(tensor: Tensor) -> Tensor:
 def real(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors, complex numbers as pairs: as a vector, which is what has a direction."""
     return [torch.view_as_real(t) if t.is_complex() else t for t in tensors]
+
+
+def unreal(pairs: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
+    """What ``real`` made of tensors ``like`` these, or was computed of that, as such tensors again."""
+    return [torch.view_as_complex(t) if kind.is_complex() else t for t, kind in zip(pairs, like, strict=True)]
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -63,6 +69,8 @@ class Structure:
         self.names = [names[p] for p in self.parameters]
         self.layer_of = [index for index, layer in enumerate(self.layers) for _ in layer.parameters]
         self._parameters_of_layer = tuple(len(layer.parameters) for layer in self.layers)
+        normalising = {p for module in model.modules() if normalises(module) for p in module.parameters(recurse=False)}
+        self.of_norms = {index for index, p in enumerate(self.parameters) if p in normalising}
         self._on_device: dict[tuple[int, ...], Tensor] = {}
         self._kept(self._parameters_of_layer, self.parameters[0].device)
 
@@ -78,6 +86,11 @@ class Structure:
     def gradients(self) -> list[Tensor | None]:
         """``.grad`` of every parameter."""
         return [p.grad for p in self.parameters]
+
+    def number(self) -> Tensor:
+        """A real number on the device, 0-dim, zero; at least in float32. For what a recorded step has to read there."""
+        (first,) = real(self.parameters[:1])
+        return torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
 
     def densify(self) -> None:
         """Have no sparse ``.grad``."""
@@ -116,6 +129,16 @@ class Structure:
         if numbers not in self._on_device or self._on_device[numbers].device != device:
             self._on_device[numbers] = torch.tensor(numbers, device=device)
         return self._on_device[numbers]
+
+
+def normalises(module: nn.Module) -> bool:
+    """Whether the module's own parameters are those of a normalisation: by its type, never by the name that it has in the model.
+
+    One that is none of PyTorch's says so by the name of its class, and has vectors alone.
+    """
+    if isinstance(module, NORMALISATIONS):
+        return True
+    return "norm" in type(module).__name__.lower() and all(p.ndim < 2 for p in module.parameters(recurse=False))
 
 
 def sharded(tensors: Iterable[Tensor]) -> bool:

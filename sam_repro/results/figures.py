@@ -26,8 +26,12 @@ from .sheet import Sheet
 COLOURS = {
     "sgd": "#000000", "sam": "#004c8c", "generalized_sam": "#c46a9b", "layerwise": "#d55e00", "looksam": "#009e73", "vsam": "#b36b00",
     "msam": "#1e8fd2", "sam_n": "#882255", "asam": "#332288", "esam": "#84842b", "aesam": "#aa4499",
+    "layersam": "#777777", "looklayersam": "#2f9485", "mesa": "#117733", "saf": "#5b4bc4", "vsam_a": "#661100",
 }  # fmt: skip
-OTHERS = ("#777777", "#2f9485", "#117733", "#5b4bc4", "#661100")
+OTHERS = (
+    "#981616", "#476bc2", "#67a117", "#822b77", "#17a18a", "#bf8540", "#361698", "#3aa136", "#e02966", "#2b6282", "#8d9816", "#a847c2",
+    "#169856", "#c26147", "#2938e0", "#4c822b", "#e029a4", "#369ca1", "#987716", "#7f47c2", "#17a12e", "#822b36", "#2976e0", "#7c9933",
+)  # fmt: skip
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4], [1, 4])
 MARKERS = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 SURFACES = 6  # of one run in a picture

@@ -1,0 +1,67 @@
+"""The whole model at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..structure import Plan, Structure, norm_of
+from .base import Tensors, Where, along, ratio
+
+
+@dataclass
+class Model(Where):
+    """rho g/|g| over the whole model (SAM, Foret et al. 2021, Eq. 2), or rho g (KDD'24, Eq. 3)."""
+
+    name = "model"
+    rho: float
+    normalize: bool
+    tensors: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        self._selected = self.among(self.everything, self.tensors)
+
+    def select(self) -> list[int]:
+        return self._selected
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return along(gradients, self.rho, self.normalize)
+
+
+@dataclass
+class Unified(Where):
+    """rho (1 - lambd + lambd/|g|) g: between rho g (lambd = 0) and SAM (lambd = 1) (Unified SAM, Oikonomou & Loizou 2025).
+
+    ``lambd`` is a number, or 1/t or 1-1/t with t the number of the step, from 1 on.
+    """
+
+    name = "unified"
+    rho: float
+    lambd: float | str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        self._lambd = structure.number()
+        self._begin(1)
+
+    def _begin(self, t: int) -> None:
+        """Step t is next. A recorded step reads its number on the device."""
+        self.t = t
+        self._lambd.fill_({"1/t": 1 / t, "1-1/t": 1 - 1 / t}[self.lambd] if isinstance(self.lambd, str) else self.lambd)
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return torch._foreach_mul(gradients, ratio(self.rho * self._lambd, norm_of(gradients)) + self.rho * (1 - self._lambd))
+
+    def observe(self, layer_norms: Tensor) -> None:
+        self._begin(self.t + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"t": self.t}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._begin(state["t"])
