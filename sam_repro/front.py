@@ -110,13 +110,18 @@ def _about(word: str) -> str:
     """The file of the option that the word chooses, or of the keys of every run; empty for another word. UserError for no option."""
     group, _, option = word.partition("=")
     if word == "keys":
-        text = (CONF / "config.yaml").read_text()
-        return text[text.index("\nseed:") + 1 : text.index("\nneutral:")]
+        return keys_of_every_run()
     if group in schema.GROUPS and option:
         if option not in options(group):
             raise UserError(f"{group} has no option {option!r}.{suggest(option, options(group))}")
         return option_file(f"{group}/{option}").read_text().removeprefix("# @package _global_\n")
     return ""
+
+
+def keys_of_every_run() -> str:
+    """The part of ``conf/config.yaml`` that says what can be set whatever is chosen."""
+    text = (CONF / "config.yaml").read_text()
+    return text[text.index("\nseed:") + 1 : text.index("\nneutral:")]
 
 
 def page() -> str:

@@ -32,7 +32,7 @@ USAGE = """python -m sam_repro.tables list
     run TABLE ...      train and measure what is missing   [jobs=N processes at a time | hydra/launcher=...]
     report TABLE ...   render results/<paper>/<table>.{md,csv,tex,png,svg} from the finished runs   [--all]
                        [--html: a page to look at besides, with learning curves, layers, speed, and every run's command]
-    readme [README.md] rewrite the tables in a README, and the index results/README.md, from results/
+    readme [README.md] rewrite what a README says of results/, the index results/README.md and what docs/ has of the options and methods
   TABLE is kdd24/table1, or kdd24 for all of a paper; with experiment=kdd24/cifar10, show and run take its runs alone.
   [scale=small] [seeds=0,1] [device=...] [precision=...] [runs_dir=runs] [results_dir=results] [experiments=FOLDER] [any override]"""
 
@@ -87,11 +87,10 @@ def dispatch(arguments: list[str]) -> None:
             for table in chosen:
                 render(table, request, frames, page="--html" in flags)
         case ["readme", *paths] if len(paths) < 2:
-            from .results.readme import index, update
+            from .results.readme import pages
 
-            results = Path(request.results_dir)
-            update(Path([*paths, "README.md"][0]), results, folder)
-            write(results / "README.md", index(results, folder))
+            for path, content in pages(Path([*paths, "README.md"][0]), Path(request.results_dir), folder).items():
+                write(path, content)
         case [verb, *_] if verb not in VERBS:
             raise UserError(f"There is no command {verb!r}.{suggest(verb, VERBS)}\nusage: {USAGE}")
         case _:

@@ -17,7 +17,7 @@ from sam_repro.evaluate import evaluate_run
 from sam_repro.measure.finished import find_finished
 from sam_repro.results.declare import load
 from sam_repro.results.frames import Frames
-from sam_repro.results.readme import index, section
+from sam_repro.results.readme import index
 from sam_repro.results.render import as_latex, as_markdown
 from sam_repro.results.report import page_of, report
 from sam_repro.results.select import Request
@@ -200,7 +200,7 @@ def test_a_table_shows_it_beside_the_mean_of_the_others(tmp_path, methods):
     assert "2 runs, seeds 0, 1, last training loss" in page
     assert "run own/t scale=small device=cpu`" in page  # with all seeds of the table
     assert "diverged (1 of 3)" in tex
-    readme = section(tmp_path / "results", tmp_path, tmp_path / "experiments")
+    readme = index(tmp_path / "results", tmp_path / "experiments")
     assert "| SGD | **61.50 ± 2.12** (2)<br>diverged (1 of 3); paper 91.96 ± 0.3 |" in readme
     assert "| SAM | diverged (3 of 3); paper 92.64 ± 0.4 |" in readme
     assert "6 of 12: scale small on cpu" in index(tmp_path / "results", tmp_path / "experiments")

@@ -1,5 +1,6 @@
 """The documents: every method has its card, and the examples run."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -7,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import small_chain
+from torch import nn
 
+from sam_repro.config import compose
 from sam_repro.optim import settings
 from sam_repro.schema import METHOD_PARTS, options, read
 
@@ -27,13 +32,47 @@ def test_every_method_has_a_card_that_names_its_parts(method):
             assert f"{part}={option}" in card
 
 
-def test_the_readme_lists_every_method_with_its_knobs():
-    readme = (ROOT / "README.md").read_text()
+def test_the_options_page_has_every_method_with_its_knobs_and_the_index_its_card():
+    options_, index = ((ROOT / "docs" / name).read_text() for name in ("options.md", "methods/README.md"))
+    assert len(options("optimizer")) > 30, "the front page says so"
     for method in options("optimizer"):
-        row = re.search(rf"`{method}` \| (.*) \|\n", readme)
+        row = re.search(rf"^\| `{method}` \| (.*) \|$", options_, re.M)
         assert row, method
         for knob in read(f"optimizer/{method}").keys() - {"defaults", "methods", "optimizer"}:
-            assert f"`{knob}`" in row[1], f"{method}: {knob}"
+            assert f"`{knob}=" in row[1], f"{method}: {knob}"
+        assert re.search(rf"^\| \[{method}\]\({method}\.md\) \| .+ \| .+ \|$", index, re.M), method
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_loop_of_the_front_page_runs_as_printed():
+    (program,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
+    model = small_chain()
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    schedule, batches = torch.optim.lr_scheduler.ConstantLR(base), [(torch.randn(8, 2, 8, 8).double(), torch.randint(3, (8,)))] * 2
+    found = {"model": model, "base": base, "schedule": schedule, "batches": batches, "nn": nn}
+    exec(program, found)
+    assert found["report"].ascended
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python -m sam_repro ((?!--help).+?)(?:  +#.*)?$", README, re.M))
+def test_a_command_of_the_front_page_is_one(line):
+    for words in itertools.product(*(expanded(word) for word in line.split() if word != "-m")):
+        compose(list(words))
+
+
+def expanded(word):
+    key, _, values = word.partition("=")
+    return [f"{key}={value}" for value in values.split(",")]
+
+
+def test_every_link_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "results" / "README.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page}: {target}"
 
 
 PROGRAMS = re.findall(r"^## (.*?)$|^```python\n(.*?)^```$", "## Plain\n" + (ROOT / "docs" / "library.md").read_text(), re.M | re.S)

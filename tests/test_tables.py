@@ -2,23 +2,25 @@
 
 import json
 import math
+import re
 
 import pytest
 from own_tables import declare, lines_of, put, sheet_of, time_steps
 from scipy.stats import t as student
 
+from sam_repro.results.archive import archive
 from sam_repro.results.declare import load, select
 from sam_repro.results.figures import draw
 from sam_repro.results.frames import Frames
 from sam_repro.results.numbers import COLUMNS
-from sam_repro.results.readme import BEGIN, END, index, update
+from sam_repro.results.readme import BEGIN, END, index, pages
 from sam_repro.results.recipe import agrees
 from sam_repro.results.render import as_csv, as_markdown, caption, latex
 from sam_repro.results.report import page_of, report
 from sam_repro.results.select import Request
 from sam_repro.results.sheet import sheet
 from sam_repro.schema import UserError
-from sam_repro.store import CHECKSUMS
+from sam_repro.store import CHECKSUMS, all_runs
 from sam_repro.tables import dispatch
 
 REFERENCES = "references: {SGD: optimizer=sgd, SAM: optimizer=sam}\n"
@@ -133,17 +135,16 @@ rows: {SGD: {run: optimizer=sgd, paper: [659.2, 7000]}, SAM: {run: optimizer=sam
         put(tmp_path / "runs", f"optimizer={method}", speed=speed)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     report(ratios, request, request.frames)
-    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
-    update(tmp_path / "README.md", tmp_path / "results", tmp_path / "experiments")
+    (tmp_path / "README.md").write_text(index(tmp_path / "results", tmp_path / "experiments"))
     lines = lines_of(sheet_of(tmp_path, ratios))
     assert [lines["SAM", "Speed", f"images_per_second{kind}"]["mean"] for kind in ("", "_ratio", "_extra")] == ["176.75", "50", "1"]
     assert [lines["SAM", "Time", f"seconds{kind}"]["mean"] for kind in ("", "_ratio")] == ["4", "100"]
     own = "**50.0 % of SGD** (1)<br>**1.00 of SAM's extra time** (1){}paper 459.5, 69.7 % of SGD, 1.00 of SAM's extra time"
     assert own.format("<br>") in (tmp_path / "results" / "own" / "t.md").read_text()
     assert own.format("; ") in (tmp_path / "README.md").read_text()
-    pages = [(tmp_path / name).read_text() for name in ("README.md", "results/own/t.md", "results/own/t.tex")]
+    texts = [(tmp_path / name).read_text() for name in ("README.md", "results/own/t.md", "results/own/t.tex")]
     page = page_of(sheet_of(tmp_path, ratios)).partition("<h2>digits")[0]  # the runs' own section has what they recorded
-    for text in [*pages, page]:
+    for text in [*texts, page]:
         assert "176.8" not in text
         assert "176.75" not in text
         assert "459.5" in text
@@ -361,23 +362,34 @@ rows: {S-32: {run: optimizer=sam, paper: [23M, 32×32, 49, 384, 6, 12, 3e-3, ste
     assert latex("✓, ✗ and α_1 & `a_b`") == (r"\ensuremath{\checkmark}, \ensuremath{\times} and \ensuremath{\alpha}\_1 \& \texttt{a\_b}")
 
 
-def test_the_readme_shows_what_has_runs(tmp_path, methods):
+def test_the_readme_says_what_the_runs_came_to_and_the_index_has_the_tables(tmp_path, methods):
     put(tmp_path / "runs", "optimizer=sgd", "scale=small", score=61)
+    for k, score in ((1, 62), (4, 63)):
+        time_steps(put(tmp_path / "runs", "optimizer=layerwise", f"k={k}", "scale=small", score=score), 1.0 + k / 10, 1.2)
     request = Request(runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     report(methods, request, request.frames)
-    readme = tmp_path / "README.md"
+    for run in all_runs(tmp_path / "runs"):
+        archive(run, tmp_path / "results" / "runs")
+    readme, results, folder = tmp_path / "README.md", tmp_path / "results", tmp_path / "experiments"
     readme.write_text(f"before\n{BEGIN}\nformer\n{END}\nafter\n")
     for _ in range(2):  # the second time it stays as it is
-        update(readme, tmp_path / "results", tmp_path / "experiments")
-        text = readme.read_text()
+        made = pages(readme, results, folder)
+        assert {path.relative_to(tmp_path).as_posix() for path in made} == {
+            "README.md", "results/README.md", "results/methods.png", "results/methods.svg"
+        }  # fmt: skip
+        text = made[readme]
+        readme.write_text(text)
         assert text.startswith(f"before\n{BEGIN}\n")
         assert text.endswith(f"{END}\nafter\n")
         assert "former" not in text
-        assert "1 of 1 tables and figures have runs" in text
-        assert "**[own/t](results/own/t.md)** T (scale small on cpu)" in text
-        assert "| SGD | **61.00** (1); paper 91.96 ± 0.3 |" in text
-        assert "layer-wise" not in text
-    assert "| [Table 0](own/t.md) | T | 3 of 12: scale small on cpu |" in index(tmp_path / "results", tmp_path / "experiments")
+        assert "scale small" in text
+        assert "one seed each, from which no ranking follows" in text
+        assert text.index("| layerwise | 63.00 | 1.40 |") < text.index("| layerwise k=1 | 62.00 | 1.10 |") < text.index("| sgd | 61.00 |")
+        assert "1 of 1 tables and figures of the papers have runs" in text
+    tables = index(results, folder)
+    assert re.search(r"^\| \[Table 0\]\(own/t\.md\) \| T \| [4-9] of 12: scale small on cpu \|$", tables, re.M)
+    assert "**[own/t](own/t.md)** T (scale small on cpu)" in tables
+    assert "| SGD | **61.00** (1); paper 91.96 ± 0.3 |" in tables
     with pytest.raises(UserError, match="needs a line <!-- tables:begin -->"):
         (tmp_path / "other.md").write_text("nothing")
-        update(tmp_path / "other.md", tmp_path / "results")
+        pages(tmp_path / "other.md", results, folder)

@@ -1,31 +1,47 @@
-"""The part of a README that shows what the tables came to, and the index of all tables, from ``results/*.csv``."""
+"""The part of a README that says what the runs came to, and the index of all tables, from ``results/``."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ..files import write
 from ..schema import UserError, options, read
+from .claims.declare import load_all
 from .claims.judge import VERDICTS
 from .declare import EXPERIMENTS, Table, names, select
+from .figures import picture
+from .methods import picture_of_methods, seeds_of, side_by_side
+from .reference import methods_page, options_page
 from .render import diverged, markdown, ours, papers, read_csv
 
+TOLD = 6  # claims
 BEGIN, END = "<!-- tables:begin -->", "<!-- tables:end -->"
 
 
-def update(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> None:
-    """Rewrite what stands between the markers; UserError where they are not there."""
+def pages(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> dict[Path, str | bytes]:
+    """All that is made of ``results/`` and the option files, by the file it belongs into; UserError where a README has no markers."""
+    made: dict[Path, str | bytes] = {readme: filled_in(readme, results, folder), results / "README.md": index(results, folder)}
+    if (drawn := picture_of_methods(results)) is not None:
+        made |= {results / f"methods.{kind}": picture(drawn, kind) for kind in ("png", "svg")}
+    if (docs := readme.parent / "docs").is_dir():
+        made |= {docs / "options.md": options_page(), docs / "methods" / "README.md": methods_page(docs / "methods")}
+    return made
+
+
+def filled_in(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> str:
+    """A README with what stands between the markers made anew; UserError where they are not there."""
     try:
         text = readme.read_text()
     except OSError as error:
         raise UserError(f"{readme} cannot be read: {error.strerror}.") from error
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{readme} needs a line {BEGIN} and after it a line {END}: the tables go between them.")
+        raise UserError(f"{readme} needs a line {BEGIN} and after it a line {END}: the results go between them.")
     before, _, rest = text.partition(BEGIN)
-    write(readme, f"{before}{BEGIN}\n\n{section(results, readme.parent, folder)}\n{END}{rest.partition(END)[2]}")
+    return f"{before}{BEGIN}\n\n{section(results, readme.parent, folder)}\n{END}{rest.partition(END)[2]}"
 
 
 def index(results: Path, folder: Path = EXPERIMENTS) -> str:
@@ -39,7 +55,22 @@ def index(results: Path, folder: Path = EXPERIMENTS) -> str:
         of = [table for table in tables if table.name.partition("/")[0] == paper]
         rows = [f"| [{table.source}]({table.name}.md) | {table.title} | {_filled(table, results)} |" for table in of]
         parts.append("\n".join([f"## {paper}\n\n{of[0].citation}\n", "| | | cells with runs |", "| --- | --- | --- |", *rows]))
+    parts.append(_all_tables(tables, results))
     return "\n\n".join(parts) + "\n"
+
+
+def _all_tables(tables: Sequence[Table], results: Path) -> str:
+    """Every table that has runs, as rows and columns of ours and the paper's values."""
+    filled = [(table, lines) for table in tables if table.kind != "figure" and len(lines := _with_runs(table, results))]
+    scales = {scale for _, lines in filled for scale in _scale(lines[lines.n > 0])}
+    head = (
+        "## What has runs\n\nBold: ours, mean ± sample standard deviation (seeds). Ours of speeds are ratios: absolute ones do not compare."
+    )
+    for scale in sorted(scales & {*options("scale")} - {"paper"}):
+        factors = read(f"scale/{scale}")
+        head += f" Scale {scale} is epochs x {factors['epochs']:g} and data x {factors['data']:g}, where nothing else is said:"
+        head += " such a number and the paper's do not compare."
+    return "\n\n".join([head, *(_table(table, results).rstrip() for table, _ in filled)])
 
 
 def _filled(table: Table, results: Path) -> str:
@@ -51,34 +82,55 @@ def _filled(table: Table, results: Path) -> str:
 
 
 def section(results: Path, base: Path, folder: Path = EXPERIMENTS) -> str:
-    """Every table and figure that has runs, as rows and columns of ours and the paper's values; links are relative to ``base``."""
+    """What the runs came to, for somebody in a hurry: the methods side by side, the claims, the figures; links relative to ``base``."""
+    where = os.path.relpath(results, base)
     tables = select(names(folder), folder)
-    filled = [(table, lines) for table in tables if len(lines := _with_runs(table, results))]
-    scales = {scale for _, lines in filled for scale in _scale(lines[lines.n > 0])}
-    head = f"{len(filled)} of {len(tables)} tables and figures have runs; the others hold the papers' values, recipes what the presets set."
-    head += " Bold: ours, mean ± sample standard deviation (seeds). Ours of speeds are ratios: absolute ones do not compare."
-    for scale in sorted(scales & {*options("scale")} - {"paper"}):
-        factors = read(f"scale/{scale}")
-        head += f" Scale {scale} is epochs x {factors['epochs']:g} and data x {factors['data']:g}, where nothing else is said:"
-        head += " such a number and the paper's do not compare."
-    return f"{head}\n\n{_claims(results, os.path.relpath(results, base))}" + "\n".join(
-        _table(table, results, os.path.relpath(results, base)) for table, _ in filled
+    filled = [table for table in tables if len(_with_runs(table, results))]
+    parts = [_methods(results), _claims(results, where)]
+    if drawn := [table for table in filled if (results / f"{table.name}.png").exists()]:
+        parts.append("\n\n".join(f"[![{one.title}]({where}/{one.name}.png)]({where}/{one.name}.md)\n*{one.title}.*" for one in drawn))
+    parts.append(f"{len(filled)} of {len(tables)} tables and figures of the papers have runs: [{where}/README.md]({where}/README.md).")
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _methods(results: Path) -> str:
+    """The settings side by side: a picture of accuracy against time, and the numbers."""
+    said, rows = side_by_side(results)
+    if rows.empty:
+        return ""
+    told = pd.DataFrame(
+        {
+            "accuracy, %": [_mean(one.score, one.score_std, 2) for one in rows.itertuples()],
+            "a step, in SGD's": [_mean(one.step, one.step_std, 2) for one in rows.itertuples()],
+            "λ_max": [_mean(one.lambda_max, one.lambda_max_std, 0) for one in rows.itertuples()],
+            "seeds": [str(one.n) for one in rows.itertuples()],
+        },
+        index=list(rows.setting),
     )
+    sharp = "λ_max, the largest eigenvalue of the Hessian, says how sharp the minimum is."
+    return f"{said}; {seeds_of(rows)}. {sharp}\n\n{markdown(told)}"
+
+
+def _mean(value: Any, std: Any, digits: int) -> str:
+    return "" if pd.isna(value) else f"{value:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
 
 def _claims(results: Path, where: str) -> str:
-    """How many claims of each paper are supported, contradicted, undecided and not run; nothing where none was judged."""
+    """How many claims are supported, contradicted, undecided and not run, and those that say most; nothing where none was judged."""
     path = results / "claims.csv"
     if not path.exists():
         return ""
     claims = pd.read_csv(path, dtype=str, keep_default_na=False)
-    counts = pd.crosstab(claims.paper, claims.verdict).reindex(columns=list(VERDICTS), fill_value=0)
-    reduced = {scale for scale in claims.scale[claims.verdict != "not run"] if scale not in ("", "paper")}
-    said = f" of runs at scale {' and '.join(sorted(reduced))}" if reduced else ""
-    return (
-        f"**[Claims]({where}/claims.md)** of the papers, each judged by the 95 % interval{said}, never typed "
-        f"(docs/claims.md):\n\n{markdown(counts.astype(str))}\n\n"
-    )
+    counts = claims.verdict.value_counts().reindex(list(VERDICTS), fill_value=0)
+    says = {claim.id: claim.says for paper in load_all() for claim in paper.claims}
+    # What the runs contradict, and then what trainings decided, above what holds by construction.
+    decided = claims[claims.verdict.isin(["contradicted", "supported"]) & claims.claim.isin(says)]
+    order = (decided.verdict != "contradicted") * 2 + (decided.run_ids == "")
+    shown = decided.loc[order.sort_values(kind="stable").index].head(TOLD)
+    lines = [f"- **{one.verdict}** ({one.paper}, {one.where}): {says[one.claim]}" for one in shown.itertuples()]
+    head = f"Of {len(claims)} claims of the papers {counts['supported']} are supported so far, {counts['contradicted']} contradicted and "
+    head += f"{counts['undecided']} undecided; {counts['not run']} have no runs yet ([all of them]({where}/claims.md)). Among them:"
+    return "\n".join([head, "", *lines])
 
 
 def _lines(table: Table, results: Path) -> pd.DataFrame:
@@ -100,15 +152,12 @@ def _scale(lines: pd.DataFrame) -> list[str]:
     return [scale.partition(" ")[0] for scale in lines.scale]
 
 
-def _table(table: Table, results: Path, where: str) -> str:
+def _table(table: Table, results: Path) -> str:
     lines = _lines(table, results)
     done = lines[lines.n > 0]
     scales = dict(zip(zip(done.row, done.column, strict=True), _scale(done), strict=True))
     notes = {cell.substitutes[scale].note for cell in table.cells if (scale := scales.get((cell.row, cell.column), "")) in cell.substitutes}
-    head = f"**[{table.name}]({where}/{table.name}.md)** {table.title} ({'; '.join([*sorted(_where(done)), *sorted(notes)])})\n"
-    if table.kind == "figure":
-        drawn = (results / f"{table.name}.png").exists()
-        return f"{head}\n![{table.title}]({where}/{table.name}.png)\n" if drawn else head
+    head = f"**[{table.name}]({table.name}.md)** {table.title} ({'; '.join([*sorted(_where(done)), *sorted(notes)])})\n"
     said: dict[str, dict[str, str]] = {}
     for (row, column), group in lines.groupby(["row", "column"], sort=False):
         cell = list(group.itertuples())
