@@ -472,6 +472,16 @@ def test_where_only_some_layers_move_only_they_are_reused():
         assert torch.allclose(p.grad, g, atol=1e-12) != (id(p) in head)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_layers_are_chosen_by_the_last_step_also_where_it_made_no_ascent(lag):
+    model = small_chain()
+    gradient = create("layerwise", model, k=1, r=0.3, lag=lag, when="every", **{"when.n": 3})
+    reports = run(gradient, model, base(model), 7)
+    largest = [[gradient.structure.layers[report.layer_norms.argmax()].name] for report in reports]
+    assert [report.layers for report in reports[3::3]] == largest[2 - lag : 6 : 3]
+    assert largest[2 - lag] != largest[0] or largest[5 - lag] != largest[1], "they differ from the first steps' choices"
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "says"),
     [
