@@ -136,7 +136,7 @@ def test_a_mix_above_one_goes_on_beyond_the_gradient_at_the_perturbed_point():
         found[alpha] = gradients(model)
     beyond = [g + 2.5 * (s - g) for g, s in zip(found[0.0], found[1.0], strict=True)]
     assert distance(found[2.5], beyond) < 1e-13
-    with pytest.raises(UserError, match="mix=-0.1 is out of range: mix is at least 0"):
+    with pytest.raises(UserError, match=r"mix=-0\.1 is out of range: mix is at least 0"):
         create("generalized_sam", model, alpha=-0.1)
 
 
