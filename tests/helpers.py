@@ -95,6 +95,8 @@ METHODS = [
     ("msam", {"rho": 0.1, "m": 5}),
     ("esam", {"rho": 0.1, "beta": 1.0, "gamma": 0.5}),
     ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}),
+    ("late", {"rho": 0.1, "percent": 50.0}),
+    ("late_layerwise", {"k": 2, "r": 0.3, "percent": 50.0}),
     ("saf", {"start": 0, "delay": 1}),
     ("mesa", {"start": 0}),
 ]
@@ -165,6 +167,8 @@ class Family(Reference):
         self.total_steps, self.knobs, self.t = STEPS, knobs, 0
         self.kept, self.age = None, 0
         self.mean, self.variance = 0.0, math.exp(-10)
+        if name == "late_layerwise":
+            self.layerwise = Reference("layerwise", model, k=knobs["k"], r=knobs["r"])
 
     def perturbation(self, g):
         knobs, weights = self.knobs, [p.detach() for p in self.model.parameters()]
@@ -192,6 +196,20 @@ class Family(Reference):
         )(x, y)
         self.t += 1
         return result
+
+    def late(self, x, y):
+        inside = self.t >= self.total_steps - round(self.total_steps * self.knobs["percent"] / 100)
+        return (self.asam if inside else self.plain)(x, y)
+
+    def late_layerwise(self, x, y):
+        if self.t >= self.total_steps - round(self.total_steps * self.knobs["percent"] / 100):
+            return self.layerwise.gradient(x, y)
+        g = self.plain(x, y)
+        self.layerwise.norms.append([total_norm([g[i] for i in group]).item() for group in self.groups])
+        return g
+
+    def plain(self, x, y):
+        return plain_gradient(self.model, x, y, train_statistics=True)[1]
 
     def asam(self, x, y):
         return self.sam(x, y, plain_gradient(self.model, x, y, train_statistics=True)[1])

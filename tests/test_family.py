@@ -40,6 +40,10 @@ PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
         ("saf", {"start": 0, "delay": 1, "lam": 0.0}, "sgd", {}),
         ("sam", {"when": "window", "when.percent": 100.0}, "sam", {}),
         ("sam", {"when": "window", "when.percent": 0.0}, "sgd", {}),
+        ("late", {"percent": 100.0}, "sam", {}),
+        ("late", {"percent": 0.0}, "sgd", {}),
+        ("late_layerwise", {"percent": 100.0, "k": 2}, "layerwise", {"k": 2}),
+        ("late_layerwise", {"percent": 50.0, "k": 0}, "sgd", {}),
         ("layerwise", {"k": "all", "where": "layers", "when": "every", "when.n": 1}, "generalized_sam", {}),
         ("layerwise", {"k": "all", "samples": "micro", "samples.m": 1}, "generalized_sam", {}),
     ],
@@ -75,6 +79,8 @@ def test_identities(name, knobs, other, others):
         ("vsam_a", {"start": 1, "s1": 0.0, "alpha": 0.0, "N": 50}, [(2, 2), (1, 1), (1, 1)]),
         ("msam", {"m": 4}, [(2, 2)] * 2),
         ("esam", {"beta": 1.0, "gamma": 0.5}, [(2.5, 1.5)] * 2),
+        ("late", {"percent": 20.0, "rho": 0.1}, [(1, 1)] * 10 + [(2, 2)] * 2),
+        ("late_layerwise", {"percent": 20.0, "k": "all"}, [(1, 1)] * 10 + [(2, 2)] * 2),
         ("saf", {"start": 0, "delay": 1}, [(1, 1)] * 6),
         ("mesa", {"start": 0}, [(1, 1)] * 4 + [(2, 1)] * 2),
     ],
@@ -334,6 +340,59 @@ def test_a_window_is_the_first_or_last_part_of_the_training():
         assert [i for i, report in enumerate(run(gradient, model, base(model), 12)) if report.ascended] == list(expected)
 
 
+@pytest.mark.parametrize("total", [7, 12, 31, 200])
+@pytest.mark.parametrize("percent", [0.0, 12.5, 30.0, 50.0, 100.0])
+def test_late_sam_makes_as_many_ascents_as_its_percent_of_the_steps_at_their_end(total, percent):
+    when = create("late", small_chain(), total_steps=total, percent=percent).when
+    ascents = [step for step in range(total) if when.ascends(step)]
+    assert ascents == list(range(total - round(percent / 100 * total), total))
+
+
+@pytest.mark.parametrize(("percent", "other"), [(100.0, "sam"), (0.0, "sgd")])
+def test_late_sam_is_sam_or_sgd_to_the_last_bit(percent, other):
+    model, twin = small_chain(), small_chain()
+    run(create("late", model, **PLAN, percent=percent), model, base(model), STEPS)
+    run(create(other, twin), twin, base(twin), STEPS)
+    assert distance(model.state_dict().values(), twin.state_dict().values()) == 0
+
+
+@pytest.mark.parametrize(("name", "percent"), [("late", 30.0), ("late_layerwise", 30.0)])
+@pytest.mark.parametrize("saved", [7, 8, 9])
+def test_a_resume_around_the_change_to_sam_is_bit_equal(name, percent, saved):
+    """Of 12 steps the last four ascend; saved before, at and after the change."""
+    knobs = {"k": 2, "r": 0.3} if name == "late_layerwise" else {"rho": 0.1}
+    model, straight, resumed = small_chain(), small_chain(), small_chain()
+    gradient, optimizer = create(name, model, **PLAN, percent=percent, **knobs), base(model)
+    run(gradient, model, optimizer, saved)
+    again, fresh = create(name, resumed, **PLAN, percent=percent, **knobs), base(resumed)
+    for part, state in ((resumed, model), (fresh, optimizer), (again, gradient)):
+        part.load_state_dict(copy.deepcopy(state.state_dict()))
+    reports = run(again, resumed, fresh, STEPS - saved, first=saved)
+    run(create(name, straight, **PLAN, percent=percent, **knobs), straight, base(straight), STEPS)
+    assert [report.ascended for report in reports] == [step >= 8 for step in range(saved, STEPS)]
+    assert distance(resumed.state_dict().values(), straight.state_dict().values()) == 0
+
+
+@pytest.mark.parametrize("name", ["looksam", "vsam"])
+def test_late_methods_that_reuse_an_ascent_reuse_none_before_the_first(name):
+    model, plain = small_chain(), small_chain()
+    gradient = create(name, model, **PLAN, when="window", **{"when.part": "last", "when.percent": 25.0})
+    run(gradient, model, base(model), 9)
+    run(create("sgd", plain), plain, base(plain), 9)
+    assert distance(model.state_dict().values(), plain.state_dict().values()) == 0
+    assert gradient.between.vector == []
+    run(gradient, model, base(model), 1, first=9)
+    assert gradient.between.vector
+    assert gradient.between.age == 0
+
+
+def test_the_first_layers_of_late_layerwise_sam_are_those_of_the_plain_gradient_before():
+    model = small_chain()
+    gradient = create("late_layerwise", model, **PLAN, k=1, percent=25.0)
+    reports = run(gradient, model, base(model), 10)
+    assert reports[9].layers == [gradient.structure.layers[reports[8].layer_norms.argmax()].name]
+
+
 def test_saf_holds_to_what_the_sample_had_so_many_epochs_ago():
     model = small_chain()
     gradient = create("saf", model, **PLAN, lam=0.5, tau=2.0, start=2, delay=2)
@@ -487,6 +546,7 @@ def test_layers_are_chosen_by_the_last_step_also_where_it_made_no_ascent(lag):
     [
         ("aesam", {}, "give total_steps="),
         ("sam", {"when": "window"}, "give total_steps="),
+        ("late", {}, "give total_steps="),
         ("saf", {"steps_per_epoch": 4}, "give dataset_size="),
         ("mesa", {}, "give steps_per_epoch="),
         ("saf", {**PLAN, "when": "always"}, "saf has no knob 'when'"),
