@@ -97,6 +97,7 @@ METHODS = [
     ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}),
     ("late", {"rho": 0.1, "percent": 50.0}),
     ("late_layerwise", {"k": 2, "r": 0.3, "percent": 50.0}),
+    ("rst", {"rho": 0.1, "p": 0.9, "p_end": 0.1, "p_schedule": "linear", "c": 1.6}),
     ("saf", {"start": 0, "delay": 1}),
     ("mesa", {"start": 0}),
 ]
@@ -207,6 +208,13 @@ class Family(Reference):
         g = self.plain(x, y)
         self.layerwise.norms.append([total_norm([g[i] for i in group]).item() for group in self.groups])
         return g
+
+    def rst(self, x, y):
+        """The lot is told: whether it falls as often as it should is tested apart."""
+        g = self.plain(x, y)
+        if not self.sampled[self.t]:
+            return g
+        return [a + self.knobs["c"] * (b - a) for a, b in zip(g, self.sam(x, y, g), strict=True)]
 
     def plain(self, x, y):
         return plain_gradient(self.model, x, y, train_statistics=True)[1]

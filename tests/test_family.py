@@ -40,6 +40,9 @@ PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
         ("saf", {"start": 0, "delay": 1, "lam": 0.0}, "sgd", {}),
         ("sam", {"when": "window", "when.percent": 100.0}, "sam", {}),
         ("sam", {"when": "window", "when.percent": 0.0}, "sgd", {}),
+        ("rst", {"p": 1.0}, "sam", {}),
+        ("rst", {"p": 0.0, "c": 7.0}, "sgd", {}),
+        ("rst", {"p": 1.0, "p_end": 0.0, "p_schedule": "piecewise"}, "sam", {"when": "window", "when.percent": 50.0, **PLAN}),
         ("late", {"percent": 100.0}, "sam", {}),
         ("late", {"percent": 0.0}, "sgd", {}),
         ("late_layerwise", {"percent": 100.0, "k": 2}, "layerwise", {"k": 2}),
@@ -79,6 +82,7 @@ def test_identities(name, knobs, other, others):
         ("vsam_a", {"start": 1, "s1": 0.0, "alpha": 0.0, "N": 50}, [(2, 2), (1, 1), (1, 1)]),
         ("msam", {"m": 4}, [(2, 2)] * 2),
         ("esam", {"beta": 1.0, "gamma": 0.5}, [(2.5, 1.5)] * 2),
+        ("rst", {"p": 1.0, "p_end": 0.0, "p_schedule": "piecewise"}, [(2, 2)] * 6 + [(1, 1)] * 6),
         ("late", {"percent": 20.0, "rho": 0.1}, [(1, 1)] * 10 + [(2, 2)] * 2),
         ("late_layerwise", {"percent": 20.0, "k": "all"}, [(1, 1)] * 10 + [(2, 2)] * 2),
         ("saf", {"start": 0, "delay": 1}, [(1, 1)] * 6),
@@ -393,6 +397,48 @@ def test_the_first_layers_of_late_layerwise_sam_are_those_of_the_plain_gradient_
     assert reports[9].layers == [gradient.structure.layers[reports[8].layer_norms.argmax()].name]
 
 
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 3000), ("linear", 5000), ("piecewise", 5000)])
+def test_the_coin_of_rst_falls_as_often_as_it_should(schedule, expected):
+    when = create("rst", small_chain(), total_steps=10_000, p=0.3, p_end=0.7, p_schedule=schedule).when
+    probabilities, ascents = [], []
+    for step in range(10_000):
+        ascents.append(when.ascends(step))
+        probabilities.append(when.rate)
+    assert sum(probabilities) == pytest.approx(expected, abs=1)
+    assert abs(sum(ascents) - sum(probabilities)) < 4 * math.sqrt(sum(p * (1 - p) for p in probabilities))
+    if schedule != "constant":
+        assert (probabilities[0], probabilities[-1]) == pytest.approx((0.3, 0.7), abs=1e-4)
+        assert sum(ascents[:5000]) < sum(ascents[5000:])
+
+
+def test_rst_tosses_at_every_step_from_the_seed_alone_and_goes_on_after_a_reload():
+    def tosses(when, first, last):
+        return [when.ascends(step) for step in range(first, last)]
+
+    whens = [create("rst", small_chain(), seed=seed, p=p).when for seed, p in ((5, 0.5), (5, 0.5), (6, 0.5), (5, 0.25))]
+    straight, same, other, seldom = (tosses(when, 0, 200) for when in whens)
+    assert straight == same != other
+    assert all(often for often, rare in zip(straight, seldom, strict=True) if rare), "the same draws, whatever p is"
+    assert whens[0].ascends(3) in (True, False)
+    again = create("rst", small_chain(), seed=99, p=0.5).when
+    again.load_state_dict(whens[1].state_dict())
+    assert tosses(again, 200, 300) == tosses(whens[1], 200, 300)
+
+
+def test_g_rst_is_sam_on_average():
+    """c = 1/p: the mean over both outcomes of the lot, g with 1 - p and g + c (g' - g) with p."""
+    found = {}
+    for name, knobs in (("sgd", {}), ("sam", {}), ("rst", {"p": 0.25, "c": 4.0})):
+        gradient = create(name, model := small_chain(), **knobs)
+        if name == "rst":
+            gradient.when.ascends = lambda step: True
+        gradient.backward(*batch(), criterion)
+        found[name] = gradients(model)
+    mean = [0.75 * g + 0.25 * up for g, up in zip(found["sgd"], found["rst"], strict=True)]
+    assert distance(mean, found["sam"]) < 1e-14
+    assert distance(found["rst"], found["sam"]) > 1e-3
+
+
 def test_saf_holds_to_what_the_sample_had_so_many_epochs_ago():
     model = small_chain()
     gradient = create("saf", model, **PLAN, lam=0.5, tau=2.0, start=2, delay=2)
@@ -547,6 +593,8 @@ def test_layers_are_chosen_by_the_last_step_also_where_it_made_no_ascent(lag):
         ("aesam", {}, "give total_steps="),
         ("sam", {"when": "window"}, "give total_steps="),
         ("late", {}, "give total_steps="),
+        ("rst", {"p_schedule": "linear"}, "changes p over the training: give total_steps="),
+        ("rst", {"p": 1.5}, "p=1.5 is out of range"),
         ("saf", {"steps_per_epoch": 4}, "give dataset_size="),
         ("mesa", {}, "give steps_per_epoch="),
         ("saf", {**PLAN, "when": "always"}, "saf has no knob 'when'"),

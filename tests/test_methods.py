@@ -63,7 +63,7 @@ def test_trajectory_equals_the_reference(name, knobs, kind):
             optimizer.step()
             optimizer.zero_grad()
     assert distance(model.state_dict().values(), twin.state_dict().values()) < 1e-10
-    if name in ("aesam", "vsam", "vsam_a", "sam_n", "looksam", "looklayersam", "late", "late_layerwise"):
+    if name in ("aesam", "vsam", "vsam_a", "sam_n", "looksam", "looklayersam", "late", "late_layerwise", "rst"):
         assert 0 < sum(reference.sampled) < STEPS, "the trajectory has both kinds of steps"
 
 

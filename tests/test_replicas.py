@@ -19,6 +19,7 @@ CASES = [
     ("vsam", {"rho": 0.1, "start": 1, "s1": 10.0, "N": 20}, "batch"),
     ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}, "batch"),
     ("late", {"rho": 0.1, "percent": 70.0}, "batch"),
+    ("rst", {"rho": 0.1, "p": 0.5, "c": 2.0}, "batch"),
     ("late_layerwise", {"k": 2, "r": 0.3, "percent": 70.0}, "batch"),
     ("mesa", {"start": 0}, "batch"),
     ("sam", {"rho": 0.1}, "replica"),
