@@ -98,6 +98,11 @@ METHODS = [
     ("late", {"rho": 0.1, "percent": 50.0}),
     ("late_layerwise", {"k": 2, "r": 0.3, "percent": 50.0}),
     ("rst", {"rho": 0.1, "p": 0.9, "p_end": 0.1, "p_schedule": "linear", "c": 1.6}),
+    ("gsam", {"rho": 0.2, "rho_end": 0.05, "rho_schedule": "linear", "alpha": 0.4}),
+    ("gsam", {"rho": 0.05, "rho_end": 0.2, "rho_schedule": "cosine", "alpha": 1.3}),
+    ("wsam", {"rho": 0.1, "gamma": 0.8}),
+    ("wsam", {"rho": 0.1, "gamma": 0.3}),
+    ("renormalised_sam", {"rho": 0.2}),
     ("saf", {"start": 0, "delay": 1}),
     ("mesa", {"start": 0}),
 ]
@@ -215,6 +220,33 @@ class Family(Reference):
         if not self.sampled[self.t]:
             return g
         return [a + self.knobs["c"] * (b - a) for a, b in zip(g, self.sam(x, y, g), strict=True)]
+
+    def whole(self, x, y, rho):
+        """Both gradients as one vector each; SAM's perturbation."""
+        g = self.plain(x, y)
+        self.knobs = {**self.knobs, "rho": rho}
+        return (torch.cat([part.flatten() for part in vector]) for vector in (g, self.sam(x, y, g)))
+
+    def parts(self, vector):
+        parameters = list(self.model.parameters())
+        return [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in parameters]), parameters, strict=True)]
+
+    def gsam(self, x, y):
+        rho, end, share = self.knobs.setdefault("first", self.knobs["rho"]), self.knobs["rho_end"], self.t / self.total_steps
+        lr = 1 - share if self.knobs["rho_schedule"] == "linear" else (1 + math.cos(math.pi * share)) / 2  # lr_min = 0, lr_max = 1
+        g, g_s = self.whole(x, y, end + (rho - end) * lr)
+        direction = g_s / g_s.norm()
+        vertical = g - (g @ direction) * direction
+        return self.parts(g_s - self.knobs["alpha"] * vertical)
+
+    def wsam(self, x, y):
+        g, g_s = self.whole(x, y, self.knobs["rho"])
+        weight = self.knobs["gamma"] / (1 - self.knobs["gamma"])
+        return self.parts(g + weight * (g_s - g))
+
+    def renormalised_sam(self, x, y):
+        g, g_s = self.whole(x, y, self.knobs["rho"])
+        return self.parts(g_s / g_s.norm() * g.norm())
 
     def plain(self, x, y):
         return plain_gradient(self.model, x, y, train_statistics=True)[1]

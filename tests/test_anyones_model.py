@@ -522,7 +522,8 @@ EVERY = [
     ("sgd", {}), ("sam", {}), ("sam_n", {"n": 2}), ("asam", {}), ("generalized_sam", {}), ("generalized_sam", {"normalize": True}),
     ("looksam", {"k": 2}), ("layersam", {}), ("looklayersam", {"k": 2}), ("esam", {}), ("aesam", {}), ("layerwise", {"k": 1}),
     ("vsam", {"start": 2, "N": 2, "M": 1}), ("vsam_a", {"start": 2, "N": 2, "M": 1}), ("msam", {"m": 2}),
-    ("late", {"percent": 70.0}), ("rst", {"c": 2.0}), ("saf", {"start": 0, "delay": 1}), ("mesa", {"start": 0}),
+    ("late", {"percent": 70.0}), ("rst", {"c": 2.0}), ("gsam", {}), ("wsam", {}), ("renormalised_sam", {}),
+    ("saf", {"start": 0, "delay": 1}), ("mesa", {"start": 0}),
 ]  # fmt: skip
 
 

@@ -89,6 +89,7 @@ class Gradient(Method):
 
     def decide(self) -> Decision:
         """Whether the step makes an ascent, and on which parameters."""
+        self.where.begin(self.step)
         if self.when.needs_gradient:
             return Decision([], self._everything, undecided=True)
         ascends = self.when.ascends(self.step)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
+from .falls import left
 from .host import HostCopy, send
 from .structure import Plan, Structure, norm_of
 
@@ -34,6 +35,9 @@ class Where:
         The code of KDD'24's author perturbs convolution and dense kernels, and neither normalisations nor biases.
         """
         return [index for index in indices if tensors == "all" or self.structure.parameters[index].ndim > 1]
+
+    def begin(self, step: int) -> None:
+        """Step ``step`` (from 0) begins; on the host."""
 
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
@@ -94,6 +98,33 @@ class Model(Where):
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         return along(gradients, self.rho, self.normalize)
+
+
+@dataclass
+class Annealed(Where):
+    """rho_t g/|g| over the whole model, rho_t on its way from ``rho`` to ``rho_end`` as the learning rate is on its to zero (GSAM).
+
+    ``schedule`` is the formula of the learning rate's; where that one is another, rho_t does not follow it.
+    """
+
+    name = "annealed"
+    rho: float
+    rho_end: float
+    schedule: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        if plan.total_steps is None:
+            raise UserError("where=annealed changes rho over the training: give total_steps=.")
+        self.total_steps = plan.total_steps
+        first = norm_of([structure.parameters[0].detach()])
+        self.length = torch.full_like(first, self.rho)  # rho_t, which a recorded step reads
+
+    def begin(self, step: int) -> None:
+        self.length.fill_(self.rho_end + (self.rho - self.rho_end) * left(self.schedule, step / self.total_steps))
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return torch._foreach_mul(gradients, ratio(self.length, norm_of(gradients)))
 
 
 @dataclass
@@ -274,4 +305,4 @@ class RandomTensors(Where):
         self._random.setstate((version, tuple(numbers), gauss))
 
 
-OPTIONS: dict[str, type[Where]] = {option.name: option for option in (Model, Adaptive, TrustRatio, Layers, RandomTensors)}
+OPTIONS: dict[str, type[Where]] = {option.name: option for option in (Model, Annealed, Adaptive, TrustRatio, Layers, RandomTensors)}
