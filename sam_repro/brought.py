@@ -13,7 +13,7 @@ from .own import OWN, said
 from .schema import FOLDERS, QUESTIONS, UserError, fields, kind, parse
 
 BRINGS = ("dataset", "model", "optimizer", *(f"optimizer/{question}" for question in QUESTIONS), "experiment")
-NOT = ("base", "schedule", "scale", "optimizer/teacher")  # groups of ours that are made by code of ours alone
+NOT = ("base", "schedule", "scale", "optimizer/combine", "optimizer/teacher")  # groups of ours that are made by code of ours alone
 IMAGES = {"in_channels": 3, "image_size": 32}
 
 

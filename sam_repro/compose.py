@@ -37,6 +37,7 @@ def plainly(overrides: Sequence[str]) -> DictConfig | None:
         if not all(isinstance(option, str) for option in chosen.values()):
             return None
         choices = {**_overridden("experiment", chosen["experiment"]), **chosen} if "experiment" in chosen else chosen
+        choices = {**_overridden("optimizer", choices.get("optimizer", _usual("optimizer"))), **choices}
         content: Node = {}
         unused = set(choices)
         for package, node in _laid("", "config", "", choices, unused):
@@ -83,6 +84,11 @@ def _overridden(group: str, option: str) -> Choices:
     for own in [entry for entry in defaults if isinstance(entry, dict)]:
         found |= {key.removeprefix("override /"): value for key, value in own.items() if key.startswith("override /")}
     return found
+
+
+def _usual(group: str) -> str:
+    """The option of a group that nobody chose."""
+    return next(option for entry in _file("config")[1] if isinstance(entry, dict) for key, option in entry.items() if key == group)
 
 
 def _laid(group: str, option: str, package: str, choices: Choices, unused: set[str]) -> Iterator[tuple[str, Node]]:

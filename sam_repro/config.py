@@ -22,6 +22,7 @@ from .schema import (
     METADATA,
     METHOD_PARTS,
     PARTS,
+    USUAL,
     Fields,
     UserError,
     check_path,
@@ -89,11 +90,15 @@ def finish(composed: DictConfig, overrides: Sequence[str]) -> Config:
     config: Config = {}
     scale = resolved["scale"]
     factors = {"epochs": scale["epochs"], "steps": scale["epochs"] * scale["data"]}
+    if "when" not in resolved["optimizer"] and resolved["optimizer"].pop("combine", None) and "optimizer/combine" in given:
+        raise UserError(no_such_knob("optimizer/combine", resolved["optimizer"]["name"], resolved))
     method_parts = [f"optimizer.{part}" for part in METHOD_PARTS if part in resolved["optimizer"]]
     for part in (*PARTS, *method_parts):
         if not isinstance(node := _at(resolved, part), dict) or "name" not in node:
             raise UserError(f"{part}={short(node)} is no choice: choose an option, {part.replace('.', '/')}=...")
         _put(config, part, _part(part, _at(resolved, part), _at(raw, part), given, factors, config))
+    if config["optimizer"].get("combine") == USUAL:
+        del config["optimizer"]["combine"]
     _common(config, resolved, raw, given)
 
     plugins.check_options(config)

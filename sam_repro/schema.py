@@ -29,7 +29,9 @@ HERE = Path(__file__).resolve().parent
 CONF = next((path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir()), HERE / "conf")
 FOLDERS = [CONF]  # where option files lie: the project's own, and behind it those of the plug-ins that were named
 QUESTIONS = ("when", "where", "between", "samples")
-METHOD_PARTS = (*QUESTIONS, "teacher")  # a method answers the questions, or has a teacher
+TWO_PASSES = (*QUESTIONS, "combine")  # the parts of a method that answers them
+USUAL = {"name": "mix"}  # what is made of both gradients where a configuration has nothing of it, as those before there was a choice
+METHOD_PARTS = (*TWO_PASSES, "teacher")  # a method answers the questions, or has a teacher
 # Of an option file: what it says of its fields.
 METADATA = ("choices", "limits", "kind", "scales", "neutral", "batchnorm", "files", "holds")
 PARTS = ("dataset", "model", "base", "schedule")

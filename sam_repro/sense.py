@@ -54,6 +54,11 @@ def _steps(config: Config) -> None:
         raise UserError(f"schedule.first={schedule['first']} comes after schedule.second={schedule['second']}: first is 0 to second.")
     if (warmup := schedule.get("warmup", 0)) >= epochs:
         raise UserError(f"schedule.warmup={warmup} epochs leave nothing of a training of {epochs}: it is below {epochs}.")
+    if schedule["name"] == "wsd" and warmup + schedule["decay"] * epochs > epochs * (1 + 1e-9):
+        raise UserError(
+            f"schedule.decay={schedule['decay']} begins after {epochs - schedule['decay'] * epochs:g} of {epochs} epochs, within a warm-up "
+            f"of {warmup:g}: make schedule.warmup or schedule.decay smaller."
+        )
 
 
 def _batch(config: Config, given: Set[str]) -> None:

@@ -95,6 +95,14 @@ METHODS = [
     ("msam", {"rho": 0.1, "m": 5}),
     ("esam", {"rho": 0.1, "beta": 1.0, "gamma": 0.5}),
     ("esam", {"rho": 0.1, "beta": 0.6, "gamma": 0.5}),
+    ("late", {"rho": 0.1, "percent": 50.0}),
+    ("late_layerwise", {"k": 2, "r": 0.3, "percent": 50.0}),
+    ("rst", {"rho": 0.1, "p": 0.9, "p_end": 0.1, "p_schedule": "linear", "c": 1.6}),
+    ("gsam", {"rho": 0.2, "rho_end": 0.05, "rho_schedule": "linear", "alpha": 0.4}),
+    ("gsam", {"rho": 0.05, "rho_end": 0.2, "rho_schedule": "cosine", "alpha": 1.3}),
+    ("wsam", {"rho": 0.1, "gamma": 0.8}),
+    ("wsam", {"rho": 0.1, "gamma": 0.3}),
+    ("renormalised_sam", {"rho": 0.2}),
     ("saf", {"start": 0, "delay": 1}),
     ("mesa", {"start": 0}),
     ("sam_on", {"rho": 0.3}),
@@ -179,6 +187,8 @@ class Family(Reference):
         self.total_steps, self.knobs, self.t = STEPS, knobs, 0
         self.kept, self.age = None, 0
         self.mean, self.variance = 0.0, math.exp(-10)
+        if name == "late_layerwise":
+            self.layerwise = Reference("layerwise", model, k=knobs["k"], r=knobs["r"])
 
     def perturbation(self, g):
         knobs, weights = self.knobs, [p.detach() for p in self.model.parameters()]
@@ -206,6 +216,54 @@ class Family(Reference):
         )(x, y)
         self.t += 1
         return result
+
+    def late(self, x, y):
+        inside = self.t >= self.total_steps - round(self.total_steps * self.knobs["percent"] / 100)
+        return (self.asam if inside else self.plain)(x, y)
+
+    def late_layerwise(self, x, y):
+        if self.t >= self.total_steps - round(self.total_steps * self.knobs["percent"] / 100):
+            return self.layerwise.gradient(x, y)
+        g = self.plain(x, y)
+        self.layerwise.norms.append([total_norm([g[i] for i in group]).item() for group in self.groups])
+        return g
+
+    def rst(self, x, y):
+        """The lot is told: whether it falls as often as it should is tested apart."""
+        g = self.plain(x, y)
+        if not self.sampled[self.t]:
+            return g
+        return [a + self.knobs["c"] * (b - a) for a, b in zip(g, self.sam(x, y, g), strict=True)]
+
+    def whole(self, x, y, rho):
+        """Both gradients as one vector each; SAM's perturbation."""
+        g = self.plain(x, y)
+        self.knobs = {**self.knobs, "rho": rho}
+        return (torch.cat([part.flatten() for part in vector]) for vector in (g, self.sam(x, y, g)))
+
+    def parts(self, vector):
+        parameters = list(self.model.parameters())
+        return [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in parameters]), parameters, strict=True)]
+
+    def gsam(self, x, y):
+        rho, end, share = self.knobs.setdefault("first", self.knobs["rho"]), self.knobs["rho_end"], self.t / self.total_steps
+        lr = 1 - share if self.knobs["rho_schedule"] == "linear" else (1 + math.cos(math.pi * share)) / 2  # lr_min = 0, lr_max = 1
+        g, g_s = self.whole(x, y, end + (rho - end) * lr)
+        direction = g_s / g_s.norm()
+        vertical = g - (g @ direction) * direction
+        return self.parts(g_s - self.knobs["alpha"] * vertical)
+
+    def wsam(self, x, y):
+        g, g_s = self.whole(x, y, self.knobs["rho"])
+        weight = self.knobs["gamma"] / (1 - self.knobs["gamma"])
+        return self.parts(g + weight * (g_s - g))
+
+    def renormalised_sam(self, x, y):
+        g, g_s = self.whole(x, y, self.knobs["rho"])
+        return self.parts(g_s / g_s.norm() * g.norm())
+
+    def plain(self, x, y):
+        return plain_gradient(self.model, x, y, train_statistics=True)[1]
 
     def asam(self, x, y):
         return self.sam(x, y, plain_gradient(self.model, x, y, train_statistics=True)[1])

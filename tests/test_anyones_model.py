@@ -522,6 +522,7 @@ EVERY = [
     ("sgd", {}), ("sam", {}), ("sam_n", {"n": 2}), ("asam", {}), ("generalized_sam", {}), ("generalized_sam", {"normalize": True}),
     ("looksam", {"k": 2}), ("layersam", {}), ("looklayersam", {"k": 2}), ("esam", {}), ("aesam", {}), ("layerwise", {"k": 1}),
     ("vsam", {"start": 2, "N": 2, "M": 1}), ("vsam_a", {"start": 2, "N": 2, "M": 1}), ("msam", {"m": 2}),
+    ("late", {"percent": 70.0}), ("rst", {"c": 2.0}), ("gsam", {}), ("wsam", {}), ("renormalised_sam", {}),
     ("saf", {"start": 0, "delay": 1}), ("mesa", {"start": 0}),
     ("fsam", {}), ("vasso", {"lam": 0.5}), ("s2sam", {}), ("momentum_sam", {"rho": 0.1}), ("async_sam", {}), ("fisher_sam", {"eta": 9.0}),
     ("unified_sam", {}), ("zsharp", {"percentile": 0.6}), ("ssam_f", {}), ("ssam_d", {}), ("random_sam", {"std": 0.1}),

@@ -8,9 +8,9 @@ import pytest
 
 from sam_repro.config import compose, identity
 from sam_repro.optim import settings
-from sam_repro.schema import QUESTIONS, UserError, fields, kind, options
+from sam_repro.schema import TWO_PASSES, UserError, fields, kind, options
 
-PARTS = [f"optimizer/{question}" for question in QUESTIONS]
+PARTS = [f"optimizer/{part}" for part in TWO_PASSES]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ PARTS = [f"optimizer/{question}" for question in QUESTIONS]
         (["optimizer=sgd", "k=4"], "optimizer=sgd has no knob 'k'; the methods that have it: layerwise, looklayersam, looksam"),
         (["optimizer=sam", "r=0.1"], "optimizer=sam has no knob 'r'"),
         (["optimizer=saf", "optimizer/when=always"], "optimizer=saf has no 'optimizer/when': it makes no ascent"),
+        (["optimizer=saf", "optimizer/combine=mix"], "optimizer=saf has no 'optimizer/combine': it makes no ascent"),
         (["optimizer/whn=always"], "optimizer=layerwise has no 'optimizer/whn'; it has: optimizer/when"),
         (["optimizer=msam", "m=5"], "m=5 does not divide batch_size=64"),
         (["optimizer/where=model", "k=3"], "'k' is not read"),

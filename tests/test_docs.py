@@ -25,7 +25,7 @@ def test_every_method_has_a_card_that_names_its_parts(method):
     card = (ROOT / "docs" / "methods" / f"{method}.md").read_text()
     for heading in ("**Parts**", "**Cost of a step**", "**Settings**", "Source:"):
         assert heading in card
-    usual = {"between": "gradient", "samples": "batch", "where": "model"}
+    usual = {"between": "gradient", "samples": "batch", "where": "model", "combine": "mix"}
     for part in METHOD_PARTS:
         option = settings(method).get(part, {}).get("name")
         if option not in (None, usual.get(part)):

@@ -41,6 +41,21 @@ PLAN = {"total_steps": STEPS, "steps_per_epoch": 4, "dataset_size": 48}
         ("saf", {"start": 0, "delay": 1, "lam": 0.0}, "sgd", {}),
         ("sam", {"when": "window", "when.percent": 100.0}, "sam", {}),
         ("sam", {"when": "window", "when.percent": 0.0}, "sgd", {}),
+        ("gsam", {"alpha": 0.0, "rho": 0.05, "rho_end": 0.05}, "sam", {}),
+        ("gsam", {"rho": 0.0, "rho_end": 0.0}, "sgd", {}),
+        ("gsam", {"combine": "mix", "rho": 0.2, "rho_end": 0.2}, "sam", {"rho": 0.2}),
+        ("wsam", {"gamma": 0.5}, "sam", {}),
+        ("wsam", {"gamma": 0.0}, "sgd", {}),
+        ("wsam", {"gamma": 0.2}, "generalized_sam", {"normalize": True, "r": 0.05, "alpha": 0.25}),
+        ("renormalised_sam", {"rho": 0.0}, "sgd", {}),
+        ("renormalised_sam", {"mix": 0.0}, "sgd", {}),
+        ("rst", {"p": 1.0}, "sam", {}),
+        ("rst", {"p": 0.0, "c": 7.0}, "sgd", {}),
+        ("rst", {"p": 1.0, "p_end": 0.0, "p_schedule": "piecewise"}, "sam", {"when": "window", "when.percent": 50.0, **PLAN}),
+        ("late", {"percent": 100.0}, "sam", {}),
+        ("late", {"percent": 0.0}, "sgd", {}),
+        ("late_layerwise", {"percent": 100.0, "k": 2}, "layerwise", {"k": 2}),
+        ("late_layerwise", {"percent": 50.0, "k": 0}, "sgd", {}),
         ("layerwise", {"k": "all", "where": "layers", "when": "every", "when.n": 1}, "generalized_sam", {}),
         ("layerwise", {"k": "all", "samples": "micro", "samples.m": 1}, "generalized_sam", {}),
         ("sam_on", {"where.tensors": "all"}, "sam", {"rho": 0.5}),
@@ -94,6 +109,12 @@ def test_identities(name, knobs, other, others):
         ("vsam_a", {"start": 1, "s1": 0.0, "alpha": 0.0, "N": 50}, [(2, 2), (1, 1), (1, 1)]),
         ("msam", {"m": 4}, [(2, 2)] * 2),
         ("esam", {"beta": 1.0, "gamma": 0.5}, [(2.5, 1.5)] * 2),
+        ("rst", {"p": 1.0, "p_end": 0.0, "p_schedule": "piecewise"}, [(2, 2)] * 6 + [(1, 1)] * 6),
+        ("gsam", {}, [(2, 2)] * 2),
+        ("wsam", {}, [(2, 2)] * 2),
+        ("renormalised_sam", {}, [(2, 2)] * 2),
+        ("late", {"percent": 20.0, "rho": 0.1}, [(1, 1)] * 10 + [(2, 2)] * 2),
+        ("late_layerwise", {"percent": 20.0, "k": "all"}, [(1, 1)] * 10 + [(2, 2)] * 2),
         ("saf", {"start": 0, "delay": 1}, [(1, 1)] * 6),
         ("mesa", {"start": 0}, [(1, 1)] * 4 + [(2, 1)] * 2),
         *((name, {}, [(2, 2)] * 3) for name in ("sam_on", "asam_on", "fsam", "vasso", "fisher_sam", "unified_sam", "zsharp")),
@@ -360,6 +381,101 @@ def test_a_window_is_the_first_or_last_part_of_the_training():
         assert [i for i, report in enumerate(run(gradient, model, base(model), 12)) if report.ascended] == list(expected)
 
 
+@pytest.mark.parametrize("total", [7, 12, 31, 200])
+@pytest.mark.parametrize("percent", [0.0, 12.5, 30.0, 50.0, 100.0])
+def test_late_sam_makes_as_many_ascents_as_its_percent_of_the_steps_at_their_end(total, percent):
+    when = create("late", small_chain(), total_steps=total, percent=percent).when
+    ascents = [step for step in range(total) if when.ascends(step)]
+    assert ascents == list(range(total - round(percent / 100 * total), total))
+
+
+@pytest.mark.parametrize(("percent", "other"), [(100.0, "sam"), (0.0, "sgd")])
+def test_late_sam_is_sam_or_sgd_to_the_last_bit(percent, other):
+    model, twin = small_chain(), small_chain()
+    run(create("late", model, **PLAN, percent=percent), model, base(model), STEPS)
+    run(create(other, twin), twin, base(twin), STEPS)
+    assert distance(model.state_dict().values(), twin.state_dict().values()) == 0
+
+
+@pytest.mark.parametrize(("name", "percent"), [("late", 30.0), ("late_layerwise", 30.0)])
+@pytest.mark.parametrize("saved", [7, 8, 9])
+def test_a_resume_around_the_change_to_sam_is_bit_equal(name, percent, saved):
+    """Of 12 steps the last four ascend; saved before, at and after the change."""
+    knobs = {"k": 2, "r": 0.3} if name == "late_layerwise" else {"rho": 0.1}
+    model, straight, resumed = small_chain(), small_chain(), small_chain()
+    gradient, optimizer = create(name, model, **PLAN, percent=percent, **knobs), base(model)
+    run(gradient, model, optimizer, saved)
+    again, fresh = create(name, resumed, **PLAN, percent=percent, **knobs), base(resumed)
+    for part, state in ((resumed, model), (fresh, optimizer), (again, gradient)):
+        part.load_state_dict(copy.deepcopy(state.state_dict()))
+    reports = run(again, resumed, fresh, STEPS - saved, first=saved)
+    run(create(name, straight, **PLAN, percent=percent, **knobs), straight, base(straight), STEPS)
+    assert [report.ascended for report in reports] == [step >= 8 for step in range(saved, STEPS)]
+    assert distance(resumed.state_dict().values(), straight.state_dict().values()) == 0
+
+
+@pytest.mark.parametrize("name", ["looksam", "vsam"])
+def test_late_methods_that_reuse_an_ascent_reuse_none_before_the_first(name):
+    model, plain = small_chain(), small_chain()
+    gradient = create(name, model, **PLAN, when="window", **{"when.part": "last", "when.percent": 25.0})
+    run(gradient, model, base(model), 9)
+    run(create("sgd", plain), plain, base(plain), 9)
+    assert distance(model.state_dict().values(), plain.state_dict().values()) == 0
+    assert gradient.between.vector == []
+    run(gradient, model, base(model), 1, first=9)
+    assert gradient.between.vector
+    assert gradient.between.age == 0
+
+
+def test_the_first_layers_of_late_layerwise_sam_are_those_of_the_plain_gradient_before():
+    model = small_chain()
+    gradient = create("late_layerwise", model, **PLAN, k=1, percent=25.0)
+    reports = run(gradient, model, base(model), 10)
+    assert reports[9].layers == [gradient.structure.layers[reports[8].layer_norms.argmax()].name]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 3000), ("linear", 5000), ("piecewise", 5000)])
+def test_the_coin_of_rst_falls_as_often_as_it_should(schedule, expected):
+    when = create("rst", small_chain(), total_steps=10_000, p=0.3, p_end=0.7, p_schedule=schedule).when
+    probabilities, ascents = [], []
+    for step in range(10_000):
+        ascents.append(when.ascends(step))
+        probabilities.append(when.rate)
+    assert sum(probabilities) == pytest.approx(expected, abs=1)
+    assert abs(sum(ascents) - sum(probabilities)) < 4 * math.sqrt(sum(p * (1 - p) for p in probabilities))
+    if schedule != "constant":
+        assert (probabilities[0], probabilities[-1]) == pytest.approx((0.3, 0.7), abs=1e-4)
+        assert sum(ascents[:5000]) < sum(ascents[5000:])
+
+
+def test_rst_tosses_at_every_step_from_the_seed_alone_and_goes_on_after_a_reload():
+    def tosses(when, first, last):
+        return [when.ascends(step) for step in range(first, last)]
+
+    whens = [create("rst", small_chain(), seed=seed, p=p).when for seed, p in ((5, 0.5), (5, 0.5), (6, 0.5), (5, 0.25))]
+    straight, same, other, seldom = (tosses(when, 0, 200) for when in whens)
+    assert straight == same != other
+    assert all(often for often, rare in zip(straight, seldom, strict=True) if rare), "the same draws, whatever p is"
+    assert whens[0].ascends(3) in (True, False)
+    again = create("rst", small_chain(), seed=99, p=0.5).when
+    again.load_state_dict(whens[1].state_dict())
+    assert tosses(again, 200, 300) == tosses(whens[1], 200, 300)
+
+
+def test_g_rst_is_sam_on_average():
+    """c = 1/p: the mean over both outcomes of the lot, g with 1 - p and g + c (g' - g) with p."""
+    found = {}
+    for name, knobs in (("sgd", {}), ("sam", {}), ("rst", {"p": 0.25, "c": 4.0})):
+        gradient = create(name, model := small_chain(), **knobs)
+        if name == "rst":
+            gradient.when.ascends = lambda step: True
+        gradient.backward(*batch(), criterion)
+        found[name] = gradients(model)
+    mean = [0.75 * g + 0.25 * up for g, up in zip(found["sgd"], found["rst"], strict=True)]
+    assert distance(mean, found["sam"]) < 1e-14
+    assert distance(found["rst"], found["sam"]) > 1e-3
+
+
 def test_saf_holds_to_what_the_sample_had_so_many_epochs_ago():
     model = small_chain()
     gradient = create("saf", model, **PLAN, lam=0.5, tau=2.0, start=2, delay=2)
@@ -498,11 +614,29 @@ def test_where_only_some_layers_move_only_they_are_reused():
         assert torch.allclose(p.grad, g, atol=1e-12) != (id(p) in head)
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_layers_are_chosen_by_the_last_step_also_where_it_made_no_ascent(lag):
+    model = small_chain()
+    gradient = create("layerwise", model, k=1, r=0.3, lag=lag, when="every", **{"when.n": 3})
+    reports = run(gradient, model, base(model), 7)
+    largest = [[gradient.structure.layers[report.layer_norms.argmax()].name] for report in reports]
+    assert [report.layers for report in reports[3::3]] == largest[2 - lag : 6 : 3]
+    assert largest[2 - lag] != largest[0] or largest[5 - lag] != largest[1], "they differ from the first steps' choices"
+
+
 @pytest.mark.parametrize(
     ("name", "knobs", "says"),
     [
         ("aesam", {}, "give total_steps="),
         ("sam", {"when": "window"}, "give total_steps="),
+        ("late", {}, "give total_steps="),
+        ("rst", {"p_schedule": "linear"}, "changes p over the training: give total_steps="),
+        ("rst", {"p": 1.5}, "p=1.5 is out of range"),
+        ("gsam", {}, "where=annealed changes rho over the training: give total_steps="),
+        ("gsam", {"rho_schedule": "step"}, "rho_schedule is one of linear, cosine"),
+        ("wsam", {"gamma": 1.0}, "gamma=1.0 is out of range"),
+        ("sgd", {"combine": "gop"}, "Did you mean 'gap'"),
+        ("saf", {"combine": "gap"}, "saf has no knob 'combine'"),
         ("saf", {"steps_per_epoch": 4}, "give dataset_size="),
         ("mesa", {}, "give steps_per_epoch="),
         ("saf", {**PLAN, "when": "always"}, "saf has no knob 'when'"),

@@ -22,12 +22,13 @@ STEPS, BATCH = 12, 16
 READ = (2.0, 1.0, 0.5)  # in turn, of whatever the host reads: AE-SAM then ascends at some steps
 EVENTFUL = {
     "vsam": {"start": 2, "N": 4, "M": 2}, "vsam_a": {"start": 2, "N": 4, "M": 2}, "saf": {"start": 0, "delay": 1}, "mesa": {"start": 0},
-    "layerwise lag=1": {"lag": 1}, "aesam lag=1": {"lag": 1},
+    "layerwise lag=1": {"lag": 1}, "aesam lag=1": {"lag": 1}, "late": {"percent": 95.0}, "late_layerwise": {"percent": 95.0},
 }  # fmt: skip
 LAGGING = ("layerwise lag=1", "aesam lag=1")  # what they decide by is of a step earlier, and there
 # Where the host waits in a step, how often in 12 of them, and why. All other methods never do.
 WAITS = {
     "layerwise": ("layers.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
+    "late_layerwise": ("layers.py", 8, "the same, in the steps that make an ascent"),
     "aesam": ("when.py", 12, "whether a step ascends depends on its own gradient"),
     "vsam": ("when.py", 3, "the rate is set anew every N = 4 steps"),
     "vsam_a": ("when.py", 3, "the rate is set anew every N = 4 steps"),
@@ -37,9 +38,11 @@ LAUNCHES = {
     "aesam": ((350, 185), (440, 230)), "aesam lag=1": ((351, 186), (441, 231)),
     "layerwise lag=1": ((329.5, None), (401.2, None)), "asam": ((350, None), (440, None)), "esam": ((420.5, None), (504, None)),
     "generalized_sam": ((339, None), (429, None)), "layersam": ((366, None), (456, None)), "layerwise": ((339, None), (412, None)),
+    "late": ((346, 181), (436, 226)), "late_layerwise": ((339, 183), (412, 228)),
     "looklayersam": ((510, 187), (600, 232)), "looksam": ((490, 187), (580, 232)), "mesa": ((None, 263.7), (None, 331.6)),
     "msam": ((1550, None), (1910, None)), "saf": ((None, 207), (None, 255.8)), "sam": ((346, None), (436, None)),
-    "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((358, 184), (448, 229)),
+    "gsam": ((428, None), (518, None)), "wsam": ((347, None), (437, None)), "renormalised_sam": ((358, None), (448, None)),
+    "rst": ((346, 181), (436, 226)), "sam_n": ((346, 181), (436, 226)), "sgd": ((None, 181), (None, 226)), "vsam": ((358, 184), (448, 229)),
     "vsam_a": ((355, 181), (445, 226)),
     "fsam": ((373, None), (463, None)), "vasso": ((376, None), (466, None)), "s2sam": ((210, None), (255, None)),
     "momentum_sam": ((212, None), (257, None)), "async_sam": ((364, None), (454, None)), "sam_on": ((343, None), (412, None)),

@@ -86,6 +86,7 @@ def test_every_neutral_value_is_one_that_the_field_can_have():
         (["optimizer=sam", "optimizer/when=variation"], ["vsam-windows"]),
         (["criterion=low"], ["first-step"]),
         (["criterion=random", "model=wrn16_2"], ["first-step", "pre-activation"]),
+        (["optimizer/when=every"], ["last-choice"]),
         (["model=timm", "model.arch=resnet18"], []),
         (["model=timm", "model.arch=vit_tiny_patch16_224"], ["pre-activation"]),
     ],

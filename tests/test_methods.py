@@ -15,7 +15,8 @@ from sam_repro.optim import UserError, create
 
 each_method = pytest.mark.parametrize(("name", "knobs"), METHODS, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())))
 # Those whose first step makes an ascent.
-ASCENDING = [(name, knobs) for name, knobs in METHODS if name not in ("sgd", "saf", "mesa") and (name, knobs.get("lag")) != ("aesam", 1)]
+PLAIN_FIRST = ("sgd", "saf", "mesa", "late", "late_layerwise")
+ASCENDING = [(name, knobs) for name, knobs in METHODS if name not in PLAIN_FIRST and (name, knobs.get("lag")) != ("aesam", 1)]
 each_ascending_method = pytest.mark.parametrize(("name", "knobs"), ASCENDING)
 both_kinds = pytest.mark.parametrize("kind", [lambda m: m, as_module], ids=["chain", "module"])
 
@@ -63,7 +64,7 @@ def test_trajectory_equals_the_reference(name, knobs, kind):
             optimizer.step()
             optimizer.zero_grad()
     assert distance(model.state_dict().values(), twin.state_dict().values()) < 1e-10
-    if name in ("aesam", "vsam", "vsam_a", "sam_n", "looksam", "looklayersam"):
+    if name in ("aesam", "vsam", "vsam_a", "sam_n", "looksam", "looklayersam", "late", "late_layerwise", "rst"):
         assert 0 < sum(reference.sampled) < STEPS, "the trajectory has both kinds of steps"
 
 
@@ -128,6 +129,17 @@ class Quadratic(nn.Module):
 
     def forward(self, x):
         return (0.5 * self.w @ self.a @ self.w).expand(len(x))
+
+
+def test_a_mix_above_one_goes_on_beyond_the_gradient_at_the_perturbed_point():
+    found = {}
+    for alpha in (0.0, 1.0, 2.5):
+        create("generalized_sam", model := small_chain(), alpha=alpha).backward(*batch(), criterion)
+        found[alpha] = gradients(model)
+    beyond = [g + 2.5 * (s - g) for g, s in zip(found[0.0], found[1.0], strict=True)]
+    assert distance(found[2.5], beyond) < 1e-13
+    with pytest.raises(UserError, match=r"mix=-0\.1 is out of range: mix is at least 0"):
+        create("generalized_sam", model, alpha=-0.1)
 
 
 @pytest.mark.parametrize(

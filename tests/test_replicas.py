@@ -18,6 +18,13 @@ CASES = [
     ("looksam", {"rho": 0.1, "k": 3}, "batch"),
     ("vsam", {"rho": 0.1, "start": 1, "s1": 10.0, "N": 20}, "batch"),
     ("aesam", {"rho": 0.1, "lambda1": 0.5, "lambda2": 1.0, "delta": 0.2}, "batch"),
+    ("late", {"rho": 0.1, "percent": 70.0}, "batch"),
+    ("rst", {"rho": 0.1, "p": 0.5, "c": 2.0}, "batch"),
+    ("gsam", {"rho": 0.2, "rho_end": 0.05, "alpha": 0.4}, "batch"),
+    ("wsam", {"rho": 0.1, "gamma": 0.8}, "batch"),
+    ("renormalised_sam", {"rho": 0.1}, "batch"),
+    ("gsam", {"rho": 0.2, "rho_end": 0.05, "alpha": 0.4}, "replica"),
+    ("late_layerwise", {"k": 2, "r": 0.3, "percent": 70.0}, "batch"),
     ("mesa", {"start": 0}, "batch"),
     ("sam", {"rho": 0.1}, "replica"),
     ("generalized_sam", {"r": 0.2, "alpha": 0.6}, "replica"),
@@ -86,7 +93,12 @@ def test_with_one_scope_two_replicas_are_one_process(trained, case):
 
 
 def test_with_a_scope_each_two_replicas_are_msam_of_two(trained):
-    for name, knobs in (("sam", {"rho": 0.1}), ("generalized_sam", {"r": 0.2, "alpha": 0.6}), ("looksam", {"rho": 0.1, "k": 3})):
+    for name, knobs in (
+        ("sam", {"rho": 0.1}),
+        ("generalized_sam", {"r": 0.2, "alpha": 0.6}),
+        ("looksam", {"rho": 0.1, "k": 3}),
+        ("gsam", {"rho": 0.2, "rho_end": 0.05, "alpha": 0.4}),
+    ):
         model = small_chain().eval()
         alone = train(model, create(name, model, **PLAN, **knobs, samples="micro", **{"samples.m": 2}), slice(None))
         case = CASES.index((name, knobs, "replica"))

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.long
 
 KNOBS = {
     "vsam": {"start": 2, "N": 4, "M": 2}, "vsam_a": {"start": 2, "N": 4, "M": 2}, "saf": {"start": 0, "delay": 1}, "msam": {"m": 2},
+    "late": {"percent": 50.0}, "late_layerwise": {"k": 2, "percent": 50.0},
     "layerwise": {"k": 2}, "looksam": {"k": 2}, "looklayersam": {"k": 2},
 }  # fmt: skip
 WHOLE = ("zsharp", "ssam_f", "ssam_d", "random_sam")  # they see all weights of a tensor

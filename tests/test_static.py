@@ -74,7 +74,7 @@ def test_a_static_step_is_bit_equal_to_the_method(name, knobs, recorded):
         assert 2 <= tapes.count <= 8, "one for each size of a batch and kind of a step"
 
 
-@pytest.mark.parametrize("name", ["sam", "looksam", "vsam", "layerwise"])
+@pytest.mark.parametrize("name", ["sam", "looksam", "vsam", "layerwise", "gsam", "wsam", "renormalised_sam"])
 def test_a_replayed_step_under_a_scaler_is_bit_equal(name):
     knobs = dict(next(knobs for one, knobs in RECORDED if one == name))
     method, other = (make(name, small_chain(), knobs) for _ in range(2))
@@ -87,7 +87,11 @@ def test_every_method_has_a_static_step_or_a_reason():
     for (name, knobs), reason in {("saf", ()): "every epoch", ("aesam", ()): "lag=1", ("esam", ()): "other tensors"}.items():
         with pytest.raises(UserError, match=f"graphs=true does not go with this method: .*{reason}"):
             StaticStep(create(name, small_chain(), total_steps=4, steps_per_epoch=2, dataset_size=24, **dict(knobs)))
-    for knobs, reason in (({"normalize": True}, "norm of other layers"), ({"when": "variation"}, "remembers is of other layers")):
+    for knobs, reason in (
+        ({"normalize": True}, "norm of other layers"),
+        ({"when": "variation"}, "remembers is of other layers"),
+        ({"combine": "gap"}, "gap takes norms of other layers"),
+    ):
         with pytest.raises(UserError, match=reason):
             StaticStep(create("layerwise", small_chain(), k=2, **knobs))
 
@@ -148,7 +152,9 @@ def test_a_tape_repeats_what_it_recorded_and_refuses_to_read():
         Tapes(list)(lambda: x.sum().item())
 
 
-@pytest.mark.parametrize("name", ["sam", "looksam", "layerwise", "msam", "vsam", "mesa", "layersam"])
+@pytest.mark.parametrize(
+    "name", ["sam", "looksam", "layerwise", "msam", "vsam", "mesa", "layersam", "gsam", "wsam", "renormalised_sam", "rst"]
+)
 def test_while_it_is_recorded_nothing_waits_for_a_gpu_and_nothing_comes_from_the_host(name):
     with pretended_gpu() as gpu:
         network = models.create("resnet20").to("cuda", memory_format=torch.channels_last)

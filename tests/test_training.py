@@ -1,5 +1,6 @@
 """Base optimizers, schedules and what else a step of the loop consists of."""
 
+import math
 import os
 from types import SimpleNamespace
 
@@ -58,6 +59,24 @@ def test_schedules_are_torchs():
     assert rates("schedule=linear") == pytest.approx([0.4 * (1 - step / total) for step in range(total)])
 
 
+@pytest.mark.parametrize("shape", ["linear", "cosine", "1-sqrt"])
+def test_wsd_is_constant_and_then_falls_to_zero_over_its_last_share(shape):
+    total, last = EPOCHS * STEPS, 12
+    fall = {"linear": lambda x: 1 - x, "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2, "1-sqrt": lambda x: 1 - x**0.5}[shape]
+    expected = [0.4] * (total - last) + [0.4 * fall(step / last) for step in range(last)]
+    assert rates("schedule=wsd", "schedule.decay=0.3", f"schedule.shape={shape}") == pytest.approx(expected)
+    warm = rates("schedule=wsd", "schedule.decay=0.3", f"schedule.shape={shape}", "schedule.warmup=2")
+    assert warm == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)] + expected[10:])
+    assert rates("schedule=wsd", "schedule.decay=0") == [0.4] * total
+    assert rates("schedule=wsd", "schedule.decay=1", f"schedule.shape={shape}")[:: total // 2] == pytest.approx([0.4, 0.4 * fall(0.5)])
+
+
+def test_a_decay_within_the_warm_up_is_refused():
+    with pytest.raises(UserError, match=r"schedule\.decay=0\.8 begins after 4 of 20 epochs, within a warm-up of 5: make "):
+        compose(["schedule=wsd", "schedule.decay=0.8", "schedule.warmup=5"])
+    compose(["schedule=wsd", "schedule.decay=0.8", "schedule.warmup=4"])
+
+
 def test_one_cycle_with_a_single_step_of_warm_up():
     """Where torch's would divide by zero."""
     found = rates("schedule=onecycle", f"schedule.warmup_share={1 / (EPOCHS * STEPS)}")
@@ -102,7 +121,7 @@ def test_a_model_that_does_not_take_the_images_is_refused_before_work_starts():
         Job(compose(["model=timm", "model.arch=swin_tiny_patch4_window7_224", "device=cpu", "dataset.size=32"]))
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear", "wsd"])
 def test_warm_up_is_linear_from_the_first_step(name):
     warm = rates(f"schedule={name}", "schedule.warmup=2")
     assert warm[:10] == pytest.approx([0.4 * (step + 1) / 10 for step in range(10)])

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from ..schema import QUESTIONS, Fields, UserError, fields, merged, options, read, reference, resolve, suggest, typed
-from . import between, distill, samples, when, where
+from ..schema import TWO_PASSES, USUAL, Fields, UserError, fields, merged, options, read, reference, resolve, suggest, typed
+from . import between, combine, distill, samples, when, where
 from .distill import Distillation
 from .gradient import Gradient
 from .host import HostCopy
@@ -64,6 +64,7 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
     own = content.keys() - {"defaults", "methods", "optimizer"}
     chosen = {path.rpartition("/")[2]: option for entry in content["defaults"] if entry != "_self_" for path, option in entry.items()}
     common = core["optimizer"] if "when" in chosen else {}  # they speak of two passes
+    chosen = {"combine": USUAL["name"], **chosen} if common else chosen
     known = Fields(common, core["choices"], core["limits"])
     chosen |= {part: knobs.pop(part) for part in list(chosen) if part in knobs}
     dotted = {key: knobs.pop(key) for key in list(knobs) if "." in key}
@@ -89,9 +90,11 @@ def settings(name: str, **knobs: Any) -> dict[str, Any]:
         unread -= set(names.values())
         result[question] = typed(group, option, part, names)
     for full in dotted:
-        raise UserError(f"{full!r} is no field of a part; the parts are {', '.join(QUESTIONS)}.")
+        raise UserError(f"{full!r} is no field of a part; the parts are {', '.join(TWO_PASSES)}.")
     for key in unread:
         raise UserError(f"{key!r} is not read: the part of {name} that reads it was swapped for another.")
+    if result.get("combine") == USUAL:
+        del result["combine"]
     return result
 
 
@@ -107,8 +110,8 @@ def _built(settings: dict[str, Any], model: nn.Module, plan: Plan) -> Method:
         values = dict(settings["teacher"])
         return Distillation(model, distill.OPTIONS[values.pop("name")](**values), plan=plan)
     parts: dict[str, Any] = {}
-    for question, module in zip(QUESTIONS, (when, where, between, samples), strict=True):
-        values = dict(settings[question])
-        parts[question] = module.OPTIONS[values.pop("name")](**values)
-    common = {key: value for key, value in settings.items() if key not in ("name", *QUESTIONS)}
+    for part, module in zip(TWO_PASSES, (when, where, between, samples, combine), strict=True):
+        values = dict(settings.get(part, USUAL))
+        parts[part] = module.OPTIONS[values.pop("name")](**values)
+    common = {key: value for key, value in settings.items() if key not in ("name", *TWO_PASSES)}
     return Gradient(model, **parts, **common, plan=plan)

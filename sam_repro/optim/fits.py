@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..schema import UserError
 from .between import Between
+from .combine import Combine
 from .samples import Samples
 from .when import When
 from .where import Where
 
 
-def check(when: When, where: Where, between: Between, samples: Samples, mix: float, scope: str) -> None:
+def check(when: When, where: Where, between: Between, samples: Samples, combine: Combine, scope: str) -> None:
     """UserError where a method of these answers would be none."""
     if when.needs_gradient and samples.name == "micro":
         raise UserError("when=gradient_norm decides by the gradient of the whole batch: it does not go with samples=micro.")
@@ -19,7 +20,7 @@ def check(when: When, where: Where, between: Between, samples: Samples, mix: flo
     if where.needs_first_pass:
         return
     at_w = {
-        "a mix below 1": mix != 1.0,
+        "a mix other than 1" if combine.name == "mix" else f"combine={combine.name}": combine.needs_clean,
         f"between={between.name}": between.needs_clean,
         f"when={when.name}": when.needs_clean,
         f"samples={samples.name}": samples.chooses,

@@ -9,7 +9,7 @@ A step, for a method that answers *when*, *where*, *between* and on which *sampl
             eps = the perturbation (where)
             g'  = gradient at w + eps of all parameters, through h
         remember what later steps reuse (between)
-        gradient = (1 - alpha) g + alpha g' on the selected parameters, g' elsewhere
+        gradient = what is made of g and g' on the selected parameters (combine), g' elsewhere
     else:
         gradient = the plain one, and what is reused (between)
 
@@ -30,6 +30,7 @@ from ..schema import UserError
 from . import fits
 from .batches import MicroBatch
 from .between import Between
+from .combine import Combine, Mix
 from .method import Gradients, Method, Report, Step, weighted
 from .passes import Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
@@ -67,6 +68,7 @@ class Gradient(Method):
         between: Between,
         samples: Samples,
         *,
+        combine: Combine | None = None,
         mix: float,
         bn: str,
         same_dropout: bool,
@@ -74,7 +76,8 @@ class Gradient(Method):
         plan: Plan,
     ) -> None:
         self.when, self.where, self.between, self.samples = when, where, between, samples
-        self.mix, self.bn, self.scope = mix, bn, scope
+        self.combination = combine or Mix()  # configurations of before there was a choice name none
+        self.bn, self.scope = bn, scope
         self.step = 0
         self.passes = Passes(model, same_dropout)
         self.structure = Structure(self.passes.model)
@@ -83,10 +86,12 @@ class Gradient(Method):
         self.when.setup(self.structure, plan)
         self.where.setup(self.structure, plan)
         self.between.setup(self.structure)
-        fits.check(when, where, between, samples, mix, scope)
+        self.combination.setup(self.structure, mix)
+        fits.check(when, where, between, samples, self.combination, scope)
 
     def decide(self) -> Decision:
         """Whether the step makes an ascent, and on which parameters."""
+        self.where.begin(self.step)
         if self.when.needs_gradient:
             return Decision([], self._everything, undecided=True)
         ascends = self.when.ascends(self.step)
@@ -102,6 +107,8 @@ class Gradient(Method):
             return "a step's own gradient decides whether it makes an ascent (lag=1 decides before it)"
         if self.where.name == "layers" and (self.between.needs_clean or self.when.needs_clean):
             return "what it remembers is of other layers in each step"
+        if self.where.name == "layers" and self.combination.whole:
+            return f"combine={self.combination.name} takes norms of other layers in each step"
         return self.where.varies
 
     def recorded(self, decision: Decision) -> tuple[Hashable, Decision]:
@@ -320,12 +327,12 @@ class Gradient(Method):
 
     @property
     def _needs_clean(self) -> bool:
-        return self.mix != 1.0 or self.between.needs_clean or self.when.needs_clean or self.watch
+        return self.combination.needs_clean or self.between.needs_clean or self.when.needs_clean or self.watch
 
     # -- the gradient --------------------------------------------------------------------------------------------------
 
     def _combine(self, step: Step, sam: Gradients) -> None:
-        """What is remembered of both gradients; then (1 - alpha) g + alpha g' in place of g' (KDD'24, Eq. 2).
+        """What is remembered of both gradients; then what is made of them, in place of g'.
 
         Where one of the two is missing, g' stays.
         """
@@ -339,9 +346,8 @@ class Gradient(Method):
         if not self.when.weighs:
             step.measured = self.when.measure(kept, cleans, sams, scale)
         step.reused = self.between.remember(kept, cleans, sams, scale)
-        if self.mix != 1.0:
-            alpha = 1.0 - self.mix
-            torch._foreach_lerp_(sams, cleans, alpha if step.mask is None else self.structure.spread(alpha * step.mask, kept, sams))
+        if self.combination.needs_clean:
+            self.combination.combine(kept, cleans, sams, step.mask)
 
     def _watched(self, selected: Sequence[int], clean: Gradients, gradients: Gradients) -> Watched:
         """What the gradients of this step say of it. Micro-batches have a perturbation each, so there is no one curvature."""

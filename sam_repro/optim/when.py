@@ -121,6 +121,54 @@ class Window(When):
 
 
 @dataclass
+class Random(When):
+    """By a coin (RST, Zhao et al. 2022) that falls for an ascent with the probability p.
+
+    ``linear``: from p to p_end over the training; ``piecewise``: p in its first half, p_end in its second.
+    """
+
+    name = "random"
+    p: float
+    p_end: float
+    schedule: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        if plan.total_steps is None and self.schedule != "constant":
+            raise UserError(f"when=random with schedule={self.schedule} changes p over the training: give total_steps=.")
+        self.total_steps = plan.total_steps or 1
+        self.probability = self.p  # of the step
+        self._coin = random.Random(plan.seed)
+
+    def ascends(self, step: int) -> bool:
+        share = min(step / self.total_steps, 1.0)
+        gone = {"constant": 0.0, "linear": share, "piecewise": float(share >= 0.5)}[self.schedule]
+        self.probability = self.p + (self.p_end - self.p) * gone
+        return self._coin.random() < self.probability  # tossed at every step, so that the draws do not depend on what came of them
+
+    @property
+    def rate(self) -> float:
+        return self.probability
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"coin": state_of(self._coin)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        put_back(self._coin, state["coin"])
+
+
+def state_of(coin: random.Random) -> list[Any]:
+    """Where a generator stands, as lists and numbers."""
+    version, numbers, gauss = coin.getstate()
+    return [version, list(numbers), gauss]
+
+
+def put_back(coin: random.Random, state: list[Any]) -> None:
+    """Have it stand there again."""
+    version, numbers, gauss = state
+    coin.setstate((version, tuple(numbers), gauss))
+
+
+@dataclass
 class GradientNorm(When):
     """AE-SAM (Jiang et al. 2023): where the squared gradient norm stands out of its moving mean.
 
@@ -265,16 +313,14 @@ class Variation(When):
 
     def state_dict(self) -> dict[str, Any]:
         self._arrived()
-        version, numbers, gauss = self._coin.getstate()
-        return {"s": self.s, "taken": self.taken, "norms": [list(n) for n in self.norms], "coin": [version, list(numbers), gauss]}
+        return {"s": self.s, "taken": self.taken, "norms": [list(n) for n in self.norms], "coin": state_of(self._coin)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.s, self.taken = state["s"], state["taken"]
         self.norms.clear()
         self.norms.extend((psf, sgd) for psf, sgd in state["norms"])
         self._on_their_way.clear()
-        version, numbers, gauss = state["coin"]
-        self._coin.setstate((version, tuple(numbers), gauss))
+        put_back(self._coin, state["coin"])
 
 
 def mean_change(values: Sequence[float]) -> float:
@@ -283,4 +329,4 @@ def mean_change(values: Sequence[float]) -> float:
     return sum(changes) / len(changes)
 
 
-OPTIONS: dict[str, type[When]] = {option.name: option for option in (Never, Always, Every, Window, GradientNorm, Variation)}
+OPTIONS: dict[str, type[When]] = {option.name: option for option in (Never, Always, Every, Window, Random, GradientNorm, Variation)}

@@ -13,6 +13,7 @@ ASKED = {
     "where": "Where, and how far, are the weights moved?",
     "between": "What stands between two ascents?",
     "samples": "On which samples?",
+    "combine": "What is made of the gradients at the weights and at the perturbed ones?",
     "teacher": "What a method without an ascent holds the model to.",
 }
 COST = re.compile(r"^- \*\*Cost of a step\*\*: (.*)$", re.M)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
+from ..optim.falls import left
 from ..schema import UserError
 
 
@@ -86,6 +87,9 @@ def schedule(settings: dict[str, Any], base: Optimizer, epochs: int, steps_per_e
             return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
         if settings["name"] == "linear":
             return max(0.0, 1 - (step - warmup) / (total - warmup))
+        if settings["name"] == "wsd":
+            steps = max(1, round(settings["decay"] * total))  # as many as when=window has of this share; the first is a whole one
+            return left(settings["shape"], (step - total + steps) / steps) if step >= total - steps else 1.0
         return 1.0
 
     return LambdaLR(base, factor)

@@ -6,14 +6,14 @@ from .base import Parts, Tensors, Where, along, ratio
 from .drawn import Noise, RandomTensors
 from .filtered import Sparse, ZScore
 from .layers import Layers
-from .model import Model, Unified
+from .model import Annealed, Model, Unified
 from .moving import Momentum, Smoothed, Stale
 from .scaled import Adaptive, Fisher, TrustRatio
 
 __all__ = ["OPTIONS", "Layers", "Parts", "Tensors", "Where", "along", "ratio"]
 
 _ALL: tuple[type[Where], ...] = (
-    *(Model, Unified, Adaptive, Fisher, TrustRatio, Layers, RandomTensors),
+    *(Model, Annealed, Unified, Adaptive, Fisher, TrustRatio, Layers, RandomTensors),
     *(Smoothed, Stale, Momentum, Noise, Sparse, ZScore),
 )
 OPTIONS = {option.name: option for option in _ALL}

@@ -53,6 +53,9 @@ class Where:
         if sharded(self.structure.parameters):
             raise UserError(f"where={self.name} ranks or draws single weights, and of a sharded model (FSDP2) no process has them all.")
 
+    def begin(self, step: int) -> None:
+        """Step ``step`` (from 0) begins; on the host."""
+
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
         return self.everything

@@ -87,7 +87,7 @@ class Sparse(Moving):
             self.made = due
         self.step += 1
 
-    def begin(self) -> list[Tensor]:
+    def initial(self) -> list[Tensor]:
         like = real([p.detach() for p in self.structure.parameters])
         return [m.clone() for m in _shaped(self._largest(self._draw(sum(t.numel() for t in like), like[0].device, 0)), like)]
 

@@ -44,7 +44,7 @@ class Layers(Where):
         # and with ``low`` to the input.
         tied = range(self.count) if self.criterion == "low" else range(total - self.count, total)
         self._chosen = self._drawn() if self.criterion == "random" else list(tied)
-        self._arriving: deque[HostCopy] = deque()  # the choices of the last steps
+        self._arriving: deque[HostCopy] = deque(maxlen=self.lag + 1)  # the choices of the last steps, also of those without an ascent
         self._mask = structure.parameters[0].new_zeros(total, requires_grad=False)
 
     @property
@@ -98,5 +98,6 @@ class Layers(Where):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._chosen = list(state["chosen"])
-        self._arriving = deque(HostCopy(choice.cpu()) for choice in state.get("arriving", []))
+        self._arriving.clear()
+        self._arriving.extend(HostCopy(choice.cpu()) for choice in state.get("arriving", []))
         self._generator.set_state(state["generator"])

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...schema import UserError
+from ..falls import left
 from ..structure import Plan, Structure, norm_of
 from .base import Tensors, Where, along, ratio
 
@@ -65,3 +67,30 @@ class Unified(Where):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._begin(state["t"])
+
+
+@dataclass
+class Annealed(Where):
+    """rho_t g/|g| over the whole model, rho_t on its way from ``rho`` to ``rho_end`` as the learning rate is on its to zero (GSAM).
+
+    ``schedule`` is the formula of the learning rate's; where that one is another, rho_t does not follow it.
+    """
+
+    name = "annealed"
+    rho: float
+    rho_end: float
+    schedule: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        if plan.total_steps is None:
+            raise UserError("where=annealed changes rho over the training: give total_steps=.")
+        self.total_steps = plan.total_steps
+        self.length = structure.number()  # rho_t, which a recorded step reads
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        self.length.fill_(self.rho_end + (self.rho - self.rho_end) * left(self.schedule, step / self.total_steps))
+
+    def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
+        return torch._foreach_mul(gradients, ratio(self.length, norm_of(gradients)))

@@ -26,14 +26,14 @@ class Moving(Where):
         super().setup(structure, plan)
         self.vector: list[Tensor] = []  # of all parameters, made where they lie when it is first asked for
 
-    def begin(self) -> list[Tensor]:
+    def initial(self) -> list[Tensor]:
         """The vector before the first step."""
         return [torch.zeros_like(p, requires_grad=False) for p in self.structure.parameters]
 
     def held(self, indices: Sequence[int]) -> list[Tensor]:
         """Its parts that belong to some parameters."""
         if not self.vector:
-            self.vector = self.begin()
+            self.vector = self.initial()
         return [self.vector[index] for index in indices]
 
     def replace(self, indices: Sequence[int], new: Sequence[Tensor], finite: Tensor) -> Tensor:
