@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -52,6 +52,9 @@ class Where:
         """UserError where no process has the whole of a tensor, and the option has to see all of its weights."""
         if sharded(self.structure.parameters):
             raise UserError(f"where={self.name} ranks or draws single weights, and of a sharded model (FSDP2) no process has them all.")
+
+    def price(self, costs: Callable[[Sequence[int]], list[float]]) -> None:
+        """A step begins: ``costs`` tells what an ascent behind each of some stages costs, in steps of SGD."""
 
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
