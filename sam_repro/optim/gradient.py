@@ -95,10 +95,10 @@ class Gradient(Method):
         if self.when.needs_gradient:
             return Decision([], self._everything, undecided=True)
         ascends = self.when.ascends(self.step)
-        candidates = self._selected() if ascends or self.when.weighs else []
-        ascends = ascends and bool(candidates)
+        selected = self._selected() if ascends or self.when.weighs else []
+        ascends = ascends and bool(selected)
         self.between.count(ascends)
-        return Decision(candidates if ascends else [], candidates)
+        return Decision(selected if ascends else [], selected or self._everything)
 
     @property
     def varies(self) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...schema import UserError
@@ -71,14 +71,14 @@ class Budget(Layers):
             often = f"optimizer=sam_n n={max(1, round(1 / self.budget))}" if self.budget else "optimizer=sgd"
             raise UserError(f"optimizer=budget cuts a chain of stages, and this model is in one piece: use {often} for the same time.")
         _check(self.costs, len(self._cuts))
-        self._counted = list(self.costs)
+        self.counted = list(self.costs)  # of the cuts; none before the first step, where they are not given
         self._held = [1.0] * len(self._stages)  # all are equal before the first step, and ties go to the output
         self._saved = 0.0
         self._ascent = NONE  # of this step
 
     def price(self, costs: Callable[[Sequence[int]], list[float]]) -> None:
-        if not self._counted:
-            self._counted = costs(self._cuts)
+        if not self.counted:
+            self.counted = costs(self._cuts)
 
     @property
     def chosen(self) -> list[int]:
@@ -95,10 +95,10 @@ class Budget(Layers):
         if not self.budget or not self.count:
             return [NONE]
         if len(self._arriving) > self.lag:
-            norms = self._arriving.popleft().value().double()
-            if torch.isfinite(norms).all():  # else the loss was scaled too high, and the step skipped
-                self._held = norms.square().tolist()
-        costs = dict(zip(self._cuts, self._counted or [1.0] * len(self._cuts), strict=True))
+            norms = self._arriving.popleft().value().tolist()
+            if all(map(math.isfinite, norms)):  # else the loss was scaled too high, and the step skipped
+                self._held = [norm**2 for norm in norms]
+        costs = dict(zip(self._cuts, self.counted or [1.0] * len(self._cuts), strict=True))
         ranked = sorted(range(len(self._stages)), key=lambda layer: (self._held[layer], layer), reverse=True)
         found = [NONE]
         for cut in self._cuts:
@@ -109,17 +109,17 @@ class Budget(Layers):
 
     def observe(self, layer_norms: Tensor) -> None:
         """See the norms, and close the step's account; more than one whole ascent is not saved up."""
-        self._saved = min(self._saved + self.budget - self._ascent.cost, max(self._counted, default=0.0))
+        self._saved = min(self._saved + self.budget - self._ascent.cost, max(self.counted, default=0.0))
         self._ascent = NONE
         if self.budget and self.count:
             self._arriving.append(HostCopy(layer_norms))
 
     def state_dict(self) -> dict[str, Any]:
         arriving = [copy.value().clone() for copy in self._arriving]
-        return {"saved": self._saved, "held": list(self._held), "counted": list(self._counted), "arriving": arriving}
+        return {"saved": self._saved, "held": list(self._held), "counted": list(self.counted), "arriving": arriving}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._saved, self._held, self._counted = state["saved"], list(state["held"]), list(state["counted"])
+        self._saved, self._held, self.counted = state["saved"], list(state["held"]), list(state["counted"])
         self._arriving = deque(HostCopy(norms.cpu()) for norms in state["arriving"])
 
 
