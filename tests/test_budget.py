@@ -89,6 +89,15 @@ def test_what_an_overflow_leaves_is_not_gone_by():
         assert gradient.where._held == [1.0, 4.0, 9.0, 16.0]
 
 
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_norms_are_the_last_also_where_no_step_asked_for_them(lag):
+    gradient = create("budget", small_chain(), budget=0.4, costs=COSTS, lag=lag)
+    for norm in (1.0, 2.0, 3.0, 4.0):
+        gradient.where.observe(torch.full((4,), norm))
+    gradient.where.select()
+    assert gradient.where._held == [(4.0 - lag) ** 2] * 4
+
+
 # -- limits --------------------------------------------------------------------------------------------------------------
 
 

@@ -68,11 +68,12 @@ class Budget(Layers):
         self._stages = [layer.stage for layer in structure.layers]
         self._cuts = sorted(set(self._stages))
         if self._cuts == [0]:
-            often = f"optimizer=sam_n n={max(1, round(1 / self.budget))}" if self.budget else "optimizer=sgd"
+            often = f"optimizer=sam_n n={max(1, math.ceil(1 / self.budget - 1e-9))}" if self.budget else "optimizer=sgd"
             raise UserError(f"optimizer=budget cuts a chain of stages, and this model is in one piece: use {often} for the same time.")
         _check(self.costs, len(self._cuts))
         self.counted = list(self.costs)  # of the cuts; none before the first step, where they are not given
         self._held = [1.0] * len(self._stages)  # all are equal before the first step, and ties go to the output
+        self._arriving = deque(maxlen=self.lag + 1)  # norms; older ones go where `when` does not ask
         self._saved = 0.0
         self._ascent = NONE  # of this step
 
@@ -120,7 +121,7 @@ class Budget(Layers):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._saved, self._held, self.counted = state["saved"], list(state["held"]), list(state["counted"])
-        self._arriving = deque(HostCopy(norms.cpu()) for norms in state["arriving"])
+        self._arriving = deque((HostCopy(norms.cpu()) for norms in state["arriving"]), maxlen=self.lag + 1)
 
 
 def _check(costs: Sequence[Any], cuts: int) -> None:
