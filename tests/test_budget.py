@@ -11,6 +11,9 @@ from torch import nn
 
 from sam_repro.chain import Chain
 from sam_repro.config import compose, identity
+from sam_repro.measure import stages
+from sam_repro.measure.compare import compare
+from sam_repro.measure.cost import Costs
 from sam_repro.optim import StaticStep, UserError, create
 from sam_repro.optim.where.budget import NONE, Ascent, best_turns
 
@@ -160,6 +163,50 @@ def test_recordings_are_of_the_cuts():
     static = StaticStep(gradient)
     run(static, model, base(model), 40)
     assert 2 <= len(static._slots) <= 5
+
+
+# -- costs by the clock --------------------------------------------------------------------------------------------------
+
+
+def timing(model):
+    x, y = batch()
+    batches = itertools.repeat({"inputs": x, "targets": y, "criterion": criterion})
+    return stages.Timing(model, base(model), batches, Costs(model, x), 2, lambda done: None)
+
+
+def test_costs_by_the_clock_are_those_behind_each_stage_and_none_is_below_a_later_one(monkeypatch):
+    taken = [1.0, 2.1, 1.5, 1.6, 0.9, 1.0]  # steps of SGD: its own, behind each stage, and that of the method that counts FLOPs
+    found = []
+
+    def timed(contestants, costs, batches, tick):
+        made = compare(contestants, costs, batches, tick)
+        found.extend(row.forward_units - 1 for row in made)
+        return [row._replace(measured=value) for row, value in zip(made, taken, strict=True)]
+
+    monkeypatch.setattr(stages, "compare", timed)
+    priced = stages.price(timing(small_chain()))
+    shares = [sum(FLOPS[stage:]) / sum(FLOPS) for stage in range(4)]
+    assert [one.clock for one in priced] == pytest.approx([1.1, 0.6, 0.6, 0.001])
+    assert [one.flops for one in priced] == pytest.approx(shares)
+    assert found == pytest.approx([0.0, *shares, 0.0])  # what is timed is the ascent behind that stage
+
+
+def test_budgets_are_asked_with_flops_and_with_these_costs(monkeypatch):
+    seen = []
+
+    def ratios(_, methods):
+        seen.extend((method.where.budget, method.where.costs) for method in methods)
+        return [method.where.budget + bool(method.where.costs) for method in methods]
+
+    monkeypatch.setattr(stages.Timing, "ratios", ratios)
+    asked = stages.ask(timing(small_chain()), [stages.Priced(stage, 0.0, cost) for stage, cost in enumerate(COSTS)])
+    assert seen == [(budget, known) for budget in stages.BUDGETS for known in ([], COSTS)]
+    assert asked == [(budget, budget, budget + 1) for budget in stages.BUDGETS]
+
+
+def test_there_are_no_costs_of_stages_of_a_model_in_one_piece():
+    with pytest.raises(UserError, match="this model is in one piece"):
+        stages.price(timing(as_module(small_chain())))
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------------
