@@ -6,8 +6,10 @@ import copy
 import math
 from collections import OrderedDict
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linprog
 from torch import nn
 
 from sam_repro.chain import Chain, layers
@@ -80,6 +82,9 @@ METHODS = [
     ("layerwise", {"k": 2, "r": 0.3, "tensors": "weights"}),
     ("layerwise", {"k": "all", "r": 0.3, "alpha": 0.6}),
     ("layerwise", {"k": 2, "r": 0.3, "lag": 1}),
+    ("budget", {"budget": 0.3, "r": 0.3, "alpha": 0.6}),
+    ("budget", {"budget": 0.6, "k": 2, "r": 0.3}),
+    ("budget", {"budget": 0.5, "r": 0.3, "normalize": True, "lag": 1, "costs": [1.1, 0.9, 0.4, 0.3]}),
     ("sam_n", {"rho": 0.1, "n": 3}),
     ("asam", {"rho": 0.5, "eta": 0.01}),
     ("looksam", {"rho": 0.1, "k": 3, "alpha": 0.7}),
@@ -150,14 +155,11 @@ class Reference:
         if self.name == "sgd":
             return g
         chosen, alpha, scale = everything, self.alpha, self.r
-        if self.name == "layerwise" and self.k != "all":
-            norms = self.norms[-1 - self.lag] if len(self.norms) > self.lag else [0.0] * len(self.groups)
-            ties = range(len(self.groups)) if self.criterion == "low" else reversed(range(len(self.groups)))
-            picked = sorted(ties, key=lambda i: norms[i], reverse=self.criterion == "high")[: self.k]
-            chosen = {index for layer in picked for index in self.groups[layer]}
+        if self.name in ("layerwise", "budget"):
+            chosen = {index for layer in self.picked() for index in self.groups[layer]}
         if self.tensors == "weights":
             chosen = {index for index in chosen if g[index].ndim > 1}
-        norm = torch.sqrt(sum(g[index].square().sum() for index in chosen))
+        norm = torch.sqrt(sum((g[index].square().sum() for index in chosen), torch.tensor(0.0)))
         if self.name == "sam":
             alpha, scale = 1.0, self.rho / norm
         if self.normalize:
@@ -166,6 +168,45 @@ class Reference:
         _, sam = plain_gradient(moved, x, y, train_statistics=False)
         self.norms.append([torch.sqrt(sum(sam[i].square().sum() for i in group)).item() for group in self.groups])
         return [(1 - alpha) * a + alpha * b if i in chosen else b for i, (a, b) in enumerate(zip(g, sam, strict=True))]
+
+    def ranked(self):
+        """The layers from the first to be chosen to the last."""
+        norms = self.norms[-1 - self.lag] if len(self.norms) > self.lag else [0.0] * len(self.groups)
+        ties = range(len(self.groups)) if self.criterion == "low" else reversed(range(len(self.groups)))
+        return sorted(ties, key=lambda i: norms[i], reverse=self.criterion == "high")
+
+    def picked(self):
+        return self.ranked()[: None if self.k == "all" else self.k]
+
+
+FLOPS = [2 * 4 * 2 * 9 * 25, 2 * 5 * 4 * 9 * 25, 2 * 6 * 5 * 9 * 25, 2 * 3 * 6]  # of small_chain's layers, a stage each
+
+
+def best_shares(ascents, budget):
+    """How often each of some ascents, pairs of what it costs and what it holds, is made in the best plan; the rest are plain steps."""
+    cost, held = np.array([(0.0, 0.0), *ascents]).T
+    found = linprog(-held, A_ub=[cost], b_ub=[budget], A_eq=[np.ones(len(cost))], b_eq=[1.0])
+    return found.x[1:], -found.fun
+
+
+class Turns(Reference):
+    """``optimizer=budget`` on a chain of a layer a stage, with the plan found by linear programming."""
+
+    def __init__(self, name, model, *, budget, costs=(), k="all", accumulated=False, **knobs):
+        super().__init__(name, model, k=k, **knobs)
+        self.budget, self.saved, self.known = budget, 0.0, bool(costs)
+        shares = [sum(FLOPS[stage:]) / sum(FLOPS) for stage in range(4)]
+        self.costs = costs or [((1.0 if accumulated else share) + 2 * share) / 3 for share in shares]
+
+    def picked(self):
+        norms = self.norms[-1 - self.lag] if len(self.norms) > self.lag else [1.0] * 4
+        cuts = [[i for i in self.ranked() if i >= cut][: None if self.k == "all" else self.k] for cut in range(4)]
+        ascents = [(self.costs[min(layers)], sum(norms[i] ** 2 for i in layers)) for layers in cuts]
+        shares, _ = best_shares(ascents, self.budget)
+        able = [cut for cut in range(4) if shares[cut] > 1e-6 and ascents[cut][0] <= self.saved + self.budget + 1e-9]
+        cut = able[0] if able and (self.known or self.norms) else None
+        self.saved += self.budget - (0.0 if cut is None else ascents[cut][0])
+        return [] if cut is None else cuts[cut]
 
 
 # -- the other methods, as plainly ---------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ EVENTFUL = {
     "vsam": ["start=2", "N=4", "M=2"], "vsam_a": ["start=2", "N=4", "M=2"], "saf": ["start=0", "delay=1"], "mesa": ["start=0"],
     "layerwise": ["k=2"], "late_layerwise": ["k=2"],
     "msam": ["m=2"], "momentum_sam": ["rho=0.1"], "sam_on": ["sync_bn=true"], "asam_on": ["sync_bn=true", "rho=0.5"],
+    "budget": ["budget=0.6"],
 }  # fmt: skip
 BY_PART = ("msam", "esam", "async_sam")  # each process splits, or chooses from, its own part
 CASES = {name: [f"optimizer={name}", *EVENTFUL.get(name, [])] for name in options("optimizer")}

@@ -19,6 +19,7 @@ KNOBS = {
     "vsam": {"start": 2, "N": 4, "M": 2}, "vsam_a": {"start": 2, "N": 4, "M": 2}, "saf": {"start": 0, "delay": 1}, "msam": {"m": 2},
     "late": {"percent": 50.0}, "late_layerwise": {"k": 2, "percent": 50.0},
     "layerwise": {"k": 2}, "looksam": {"k": 2}, "looklayersam": {"k": 2},
+    "budget": {"budget": 0.5, "costs": [1.0] * 4},  # a sharded model runs as a whole, and each cut costs as much
 }  # fmt: skip
 WHOLE = ("zsharp", "ssam_f", "ssam_d", "random_sam")  # they see all weights of a tensor
 CASES = {name: (name, KNOBS.get(name, {})) for name in options("optimizer") if name not in ("mesa", *WHOLE)}

@@ -24,7 +24,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
     },
     "landscape": {**COMMON, **SUBSET, "layer": "", "samples": 1024, "dimensions": 2, "points": 40, "distance": 1.0, "seed": 0},
     "norms": {**COMMON, **SUBSET, "samples": "all"},
-    "cost": {**COMMON, "model": "", "batch_size": 128, "steps": 30},
+    "cost": {**COMMON, "model": "", "batch_size": 128, "steps": 30, "stages": False},
 }  # fmt: skip
 WORDS = {"samples": ["all"]}
 LIMITS = {
@@ -38,7 +38,7 @@ USAGE = """python -m sam_repro.measure COMMAND run=ID [key=value ...]
   sharpness  the largest eigenvalues of the Hessian, its trace, the rise of the loss within rho
   landscape  the loss around a layer's weights: layer=NAME, or layer=all for the whole model
   norms      gradient norms, of each layer and of the whole model
-  cost       FLOPs and time of a step beside SGD's; also without a run: model=NAME"""
+  cost       FLOPs and time of a step beside SGD's; also without a run: model=NAME; stages=true: costs= of optimizer=budget"""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def run(words: list[str]) -> None:
     from . import commands  # imports torch: not before the words are known to be right
 
     if command == "cost":
-        commands.cost(subject, settings)
+        (commands.stages if settings["stages"] else commands.cost)(subject, settings)
     elif subject is not None:
         {"sharpness": commands.sharpness, "landscape": commands.draw, "norms": commands.norms}[command](subject, settings)
 

@@ -108,6 +108,29 @@ def norms(run: Run, s: Settings) -> None:
         console.print(f"  file            {made}.png (and .svg)")
 
 
+def stages(run: Run | None, s: Settings) -> None:
+    """What an ascent behind each stage of the model costs, for ``optimizer=budget costs=``, and what budgets come to: printed."""
+    from ..device import resolve_device
+    from .stages import Timing, ask, prepared, price
+
+    at = None if run is None else Finished(run, device=s["device"], data_dir=s["data_dir"], samples="all", batch_size=1).job
+    device = torch.device(resolve_device(s)["device"]) if at is None else at.device
+    what = f"{s['model']}, batch {s['batch_size']}, {device}" if run is None else f"run {run.id}"
+    with bar() as shown, prepared(at, s["model"], s["batch_size"], device) as (model, base, batches, costs):
+        timing = Timing(model, base, batches, costs, s["steps"], shown.work("stages", s["steps"]))
+        priced = price(timing)
+        asked = ask(timing._replace(steps=3 * s["steps"], tick=shown.work("budgets", 3 * s["steps"])), priced)
+    console.print(f"{what}: an ascent behind each stage with layers, in steps of SGD, {s['steps']} steps in turn")
+    console.print(f"{'stage':>5}{'FLOPs':>10}{'clock':>10}")
+    for one in priced:
+        console.print(f"{one.stage:>5}{one.flops:>10.4f}{one.clock:>10.4f}")
+    console.print(f"costs=[{','.join(f'{one.clock:.4f}' for one in priced)}]", soft_wrap=True)
+    console.print(f"\nbudget, and what ascents took of SGD's time, {3 * s['steps']} steps in turn")
+    console.print(f"{'asked':>7}{'by FLOPs':>10}{'by costs=':>11}")
+    for row in asked:
+        console.print(f"{row.budget:>7.2f}{row.by_flops:>10.3f}{row.by_clock:>11.3f}")
+
+
 def cost(run: Run | None, s: Settings) -> None:
     """A step's cost by FLOPs and by the clock, beside SGD's: printed, and of a run ``<run>/cost.json``."""
     with bar() as shown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,6 +84,12 @@ def compare_methods(
     return costs, compare(contestants, costs, [batch] * (steps + WARM_UP), tick)
 
 
+def batches_of(job: Job) -> Iterator[dict[str, Any]]:
+    """The arguments of ``Contestant.step``, epoch after epoch."""
+    samples = chain.from_iterable(map(job.batches.epoch, count()))
+    return ({"inputs": s.inputs, "targets": s.targets, "criterion": job.objective, "indices": s.indices} for s in samples)
+
+
 def compare_run(
     job: Job, steps: int, tick: Callable[[int], None] | None = None, sampling_rate: float | None = None
 ) -> tuple[Costs, list[Compared]]:
@@ -99,11 +105,7 @@ def compare_run(
     own = Contestant(config["optimizer"]["name"], job.gradient, job.base)
     job.model.train()
     model.train()
-    samples = chain.from_iterable(map(job.batches.epoch, count()))
-    batches = (
-        {"inputs": s.inputs, "targets": s.targets, "criterion": job.objective, "indices": s.indices}
-        for s in islice(samples, steps + WARM_UP)
-    )
+    batches = islice(batches_of(job), steps + WARM_UP)
     costs = Costs(job.model, next(job.batches.epoch(0)).inputs)
     with autocast(job.device, config["precision"]):
         return costs, compare([plain, own], costs, batches, tick, sampling_rate)

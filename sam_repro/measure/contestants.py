@@ -22,6 +22,7 @@ from ..schema import UserError, kind, options
 LR, MOMENTUM = 0.01, 0.9
 # With which knobs a method takes part where its defaults would not show what it costs.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "budget": [{"budget": share, "r": 0.01} for share in (0.1, 0.5)],
     "looksam": [{}, {"k": 1}],
     "msam": [{"m": 8}, {"m": 32}],
     "saf": [{"start": 0, "delay": 1}], "mesa": [{"start": 0}],  # not only after some epochs
@@ -100,7 +101,7 @@ def contestant(label: str, model: str, method: str, device: torch.device, **knob
     """A method on a fresh copy of a model; a layer-wise one stays with the last k layers."""
     net = network(model, device)
     gradient = optim.create(method, net, **knobs)
-    if isinstance(gradient, optim.Gradient) and isinstance(gradient.where, Layers):
+    if isinstance(gradient, optim.Gradient) and type(gradient.where) is Layers:
         gradient.where.__class__ = LastLayers
     return Contestant(label, gradient, torch.optim.SGD(net.parameters(), LR, MOMENTUM))
 

@@ -32,7 +32,7 @@ from .batches import MicroBatch
 from .between import Between
 from .combine import Combine, Mix
 from .method import Gradients, Method, Report, Step, weighted
-from .passes import Losses, Masks, Passes, Weight, divided, perturbed, written
+from .passes import Criterion, Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
 from .structure import Plan, Structure, dense_of
 from .watched import Watched, watched
@@ -89,15 +89,21 @@ class Gradient(Method):
         self.combination.setup(self.structure, mix)
         fits.check(when, where, between, samples, self.combination, scope)
 
+    def begin(self, inputs: Any, targets: Any, criterion: Criterion, scaler: Any, dim: int) -> list[MicroBatch]:
+        batches = super().begin(inputs, targets, criterion, scaler, dim)
+        self.where.price(lambda stages: self._costs(stages, batches))
+        return batches
+
     def decide(self) -> Decision:
         """Whether the step makes an ascent, and on which parameters."""
         self.where.begin(self.step)
         if self.when.needs_gradient:
             return Decision([], self._everything, undecided=True)
         ascends = self.when.ascends(self.step)
+        selected = self._selected() if ascends or self.when.weighs else []
+        ascends = ascends and bool(selected)
         self.between.count(ascends)
-        candidates = self._selected() if ascends or self.when.weighs else []
-        return Decision(candidates if ascends else [], candidates)
+        return Decision(selected if ascends else [], selected or self._everything)
 
     @property
     def varies(self) -> str:
@@ -105,9 +111,10 @@ class Gradient(Method):
             return "several processes take part in a step"
         if self.when.needs_gradient:
             return "a step's own gradient decides whether it makes an ascent (lag=1 decides before it)"
-        if self.where.name == "layers" and (self.between.needs_clean or self.when.needs_clean):
+        chooses = self.where.name in ("layers", "budget")
+        if chooses and (self.between.needs_clean or self.when.needs_clean):
             return "what it remembers is of other layers in each step"
-        if self.where.name == "layers" and self.combination.whole:
+        if chooses and self.combination.whole:
             return f"combine={self.combination.name} takes norms of other layers in each step"
         return self.where.varies
 
@@ -115,8 +122,7 @@ class Gradient(Method):
         if not decision.selected:
             return "plain", decision
         selected, mask = self.where.recorded(decision.selected)
-        key = self.structure.first_stage(selected) if mask is not None else "ascent"
-        return key, decision._replace(selected=self._perturbable(selected), mask=mask)
+        return self.structure.first_stage(selected), decision._replace(selected=self._perturbable(selected), mask=mask)
 
     def differentiate(self, batches: Sequence[MicroBatch], indices: Any, decision: Decision) -> Step:
         step = Step(decision.selected, decision.mask)
@@ -288,8 +294,21 @@ class Gradient(Method):
         whose graphs would all have to be held at once, nor where the second pass takes other samples, nor where both
         passes move the buffers.
         """
-        reuse = self.passes.is_chain and len(group) == 1 and self.bn == "clean" and not self.samples.chooses
-        return self.structure.first_stage(selected) if reuse else 0
+        return self.structure.first_stage(selected) if self._reuses(group) else 0
+
+    def _reuses(self, group: Sequence[MicroBatch]) -> bool:
+        return self.passes.is_chain and len(group) == 1 and self.bn == "clean" and not self.samples.chooses
+
+    def _costs(self, stages: Sequence[int], batches: Sequence[MicroBatch]) -> list[float]:
+        """What an ascent behind each of the stages with layers costs, in steps of SGD: by FLOPs, a pass backward twice one forward.
+
+        SGD's pass backward ends at the first of them. Without reuse the ascent's pass forward is one of the whole model.
+        """
+        if self.passes.sharded or self.when.needs_gradient:  # the gradient at w is that of all parameters
+            return [1.0] * len(stages)
+        shares = [self.passes.suffix(stage, batches[0]) for stage in stages]
+        forward = shares if self._reuses(batches) else [1.0 + self.samples.chooses] * len(shares)
+        return self.passes.agreed([(f + 2 * b) / (1 + 2 * shares[0]) for f, b in zip(forward, shares, strict=True)])
 
     def _selected(self) -> list[int]:
         return self._perturbable(self.where.select())

@@ -183,6 +183,14 @@ class Passes:
         torch._foreach_copy_(real(means), parts)
         return means
 
+    def agreed(self, numbers: list[float]) -> list[float]:
+        """The numbers as all replicas are to have them: their means, where each may have counted its own."""
+        if self.group is None:
+            return numbers
+        device = next(self.model.parameters()).device
+        found: list[float] = self._reduced([torch.tensor(numbers, dtype=torch.float64, device=device)])[0].tolist()
+        return found
+
     def add_up(self, tensor: Tensor) -> None:
         """Replace the tensor by its sum over the replicas."""
         if self.group is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .base import Parts, Tensors, Where, along, ratio
+from .budget import Budget
 from .drawn import Noise, RandomTensors
 from .filtered import Sparse, ZScore
 from .layers import Layers
@@ -13,7 +14,7 @@ from .scaled import Adaptive, Fisher, TrustRatio
 __all__ = ["OPTIONS", "Layers", "Parts", "Tensors", "Where", "along", "ratio"]
 
 _ALL: tuple[type[Where], ...] = (
-    *(Model, Annealed, Unified, Adaptive, Fisher, TrustRatio, Layers, RandomTensors),
+    *(Model, Annealed, Unified, Adaptive, Fisher, TrustRatio, Layers, Budget, RandomTensors),
     *(Smoothed, Stale, Momentum, Noise, Sparse, ZScore),
 )
 OPTIONS = {option.name: option for option in _ALL}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -55,6 +55,9 @@ class Where:
 
     def begin(self, step: int) -> None:
         """Step ``step`` (from 0) begins; on the host."""
+
+    def price(self, costs: Callable[[Sequence[int]], list[float]]) -> None:
+        """A step begins: ``costs`` tells what an ascent behind each of some stages costs, in steps of SGD."""
 
     def select(self) -> list[int]:
         """The parameters (indices into ``structure.parameters``) that this step perturbs."""
