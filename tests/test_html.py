@@ -116,6 +116,11 @@ def test_a_setting_is_named_by_what_is_not_usual_in_it_and_a_run_older_than_a_ke
     assert list(known.runs.setting) == ["layerwise", "layerwise k=1", "layerwise k=1 weight_decay=0.5"]
 
 
+def test_what_is_trained_on_wrong_labels_is_another_benchmark(tmp_path):
+    runs = [put(tmp_path, "optimizer=sgd", *noise).id for noise in ([], ["label_noise=0.2"])]
+    assert [one.scale for one in benchmarks(load(tmp_path), runs)] == ["paper", "paper, 0.2 of its labels wrong"]
+
+
 def test_the_front_is_what_no_setting_beats_in_both(store):
     benchmark, _ = compared(store)
     points = {one.Index: (one.images_per_second, one.score_last) for one in benchmark.means.itertuples() if one.n}
