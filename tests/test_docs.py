@@ -13,23 +13,44 @@ from helpers import small_chain
 from torch import nn
 
 from sam_repro.config import compose
-from sam_repro.optim import settings
+from sam_repro.optim import Method, create, settings
 from sam_repro.schema import METHOD_PARTS, options, read
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
+CARDS = ROOT / "docs" / "methods"
 
 
 @pytest.mark.parametrize("method", options("optimizer"))
 def test_every_method_has_a_card_that_names_its_parts(method):
-    card = (ROOT / "docs" / "methods" / f"{method}.md").read_text()
-    for heading in ("**Parts**", "**Cost of a step**", "**Settings**", "Source:"):
-        assert heading in card
+    card = (CARDS / f"{method}.md").read_text()
+    headings = [card.find(f"- **{one}**") for one in ("Parts", "Cost of a step", "Settings", "Use", "Tune", "Not for")]
+    assert -1 not in headings
+    assert headings == sorted(headings)
+    assert "Source:" in card
     usual = {"between": "gradient", "samples": "batch", "where": "model", "combine": "mix"}
     for part in METHOD_PARTS:
         option = settings(method).get(part, {}).get("name")
         if option not in (None, usual.get(part)):
             assert f"{part}={option}" in card
+
+
+@pytest.mark.parametrize("method", options("optimizer"))
+def test_a_command_of_a_card_is_one_of_its_method(method):
+    """A sweep's key must not only compose: the method has to have it, and the values have to fit it."""
+    commands = re.findall(r"`python -m sam_repro ([^`]+)`", (CARDS / f"{method}.md").read_text())
+    assert commands
+    for words in itertools.chain.from_iterable(alternatives(one) for one in commands):
+        config = compose(words)
+        assert config["optimizer"]["name"] == method, words
+
+
+@pytest.mark.parametrize("method", options("optimizer"))
+def test_the_line_of_a_card_for_a_loop_makes_its_method(method):
+    (line,) = re.findall(r"`(create\(.*?\))`", (CARDS / f"{method}.md").read_text())
+    made = eval(line, {"create": create, "model": small_chain(), "epochs": 2, "batches": [0] * 5, "data": range(40), "len": len})
+    assert line.startswith(f'create("{method}", model')
+    assert isinstance(made, Method)
 
 
 def test_the_options_page_has_every_method_with_its_knobs_and_the_index_its_card():
@@ -40,7 +61,7 @@ def test_the_options_page_has_every_method_with_its_knobs_and_the_index_its_card
         assert row, method
         for knob in read(f"optimizer/{method}").keys() - {"defaults", "methods", "optimizer"}:
             assert f"`{knob}=" in row[1], f"{method}: {knob}"
-        assert re.search(rf"^\| \[{method}\]\({method}\.md\) \| .+ \| .+ \|$", index, re.M), method
+        assert re.search(rf"^\| \[{method}\]\({method}\.md\) \| .+ \| .+ \| .* \|$", index, re.M), method
 
 
 README = (ROOT / "README.md").read_text()
@@ -60,8 +81,13 @@ def test_the_loop_of_the_front_page_runs_as_printed():
 
 @pytest.mark.parametrize("line", re.findall(r"^python -m sam_repro ((?!--help).+?)(?:  +#.*)?$", README, re.M))
 def test_a_command_of_the_front_page_is_one(line):
-    for words in itertools.product(*(expanded(word) for word in line.split() if word != "-m")):
-        compose(list(words))
+    for words in alternatives(line):
+        compose(words)
+
+
+def alternatives(line):
+    """The words of each run of a command."""
+    return [list(words) for words in itertools.product(*(expanded(word) for word in line.split() if word != "-m"))]
 
 
 def expanded(word):

@@ -106,6 +106,12 @@ def test_runs_are_compared_only_within_a_benchmark(store):
     assert known[0].runs.setting.value_counts().to_dict() == {"sgd": 2, "layerwise k=1": 1, "layerwise k=3": 1, "sam": 1}
 
 
+def test_runs_on_wrong_labels_are_another_benchmark(tmp_path):
+    runs = [put(tmp_path, "optimizer=sgd", *words) for words in ([], ["label_noise=0.2"])]
+    known = benchmarks(load(tmp_path), [run.id for run in runs])
+    assert [(one.scale, list(one.runs.setting)) for one in known] == [("paper", ["sgd"]), ("paper, 0.2 of the labels wrong", ["sgd"])]
+
+
 def test_a_setting_is_named_by_what_is_not_usual_in_it_and_a_run_older_than_a_key_had_its_default(tmp_path):
     runs = [put(tmp_path, "optimizer=layerwise", f"k={k}", *words) for k, words in ((4, []), (1, []), (1, ["weight_decay=0.5"]))]
     config = runs[0].config
@@ -114,11 +120,6 @@ def test_a_setting_is_named_by_what_is_not_usual_in_it_and_a_run_older_than_a_ke
     (runs[0].path / CHECKSUMS).unlink()
     (known,) = benchmarks(load(tmp_path), [run.id for run in runs])
     assert list(known.runs.setting) == ["layerwise", "layerwise k=1", "layerwise k=1 weight_decay=0.5"]
-
-
-def test_what_is_trained_on_wrong_labels_is_another_benchmark(tmp_path):
-    runs = [put(tmp_path, "optimizer=sgd", *noise).id for noise in ([], ["label_noise=0.2"])]
-    assert [one.scale for one in benchmarks(load(tmp_path), runs)] == ["paper", "paper, 0.2 of its labels wrong"]
 
 
 def test_the_front_is_what_no_setting_beats_in_both(store):

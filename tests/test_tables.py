@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from own_tables import declare, lines_of, put, sheet_of, time_steps
@@ -15,6 +16,7 @@ from sam_repro.results.frames import Frames
 from sam_repro.results.numbers import COLUMNS
 from sam_repro.results.readme import BEGIN, END, index, pages
 from sam_repro.results.recipe import agrees
+from sam_repro.results.reference import methods_page
 from sam_repro.results.render import as_csv, as_markdown, caption, latex
 from sam_repro.results.report import page_of, report
 from sam_repro.results.select import Request
@@ -386,6 +388,10 @@ def test_the_readme_says_what_the_runs_came_to_and_the_index_has_the_tables(tmp_
         assert "one seed each, from which no ranking follows" in text
         assert text.index("| layerwise | 63.00 | 1.40 |") < text.index("| layerwise k=1 | 62.00 | 1.10 |") < text.index("| sgd | 61.00 |")
         assert "1 of 1 tables and figures of the papers have runs" in text
+    cards = methods_page(Path(__file__).parents[1] / "docs" / "methods", results)
+    assert "epochs, scale small" in re.search("^Ours: .*$", cards, re.M)[0]
+    for method, ours in {"layerwise": "63.00 · 1.40 · 1<br>k=1: 62.00 · 1.10 · 1", "sgd": "61.00 · 1.00 · 1", "sam": ""}.items():
+        assert re.search(rf"^\| \[{method}\]\(.* \| {ours} \|$", cards, re.M), method
     tables = index(results, folder)
     assert re.search(r"^\| \[Table 0\]\(own/t\.md\) \| T \| [4-9] of 12: scale small on cpu \|$", tables, re.M)
     assert "**[own/t](own/t.md)** T (scale small on cpu)" in tables

@@ -65,7 +65,7 @@ def _benchmark(config: Row) -> tuple[str, str, str, str]:
     name = " · ".join(_named(group, config[group]) for group in ("dataset", "model"))
     share = "" if config["train_fraction"] == 1 else f", {config['train_fraction']:.3g} of the training set"
     share += f", at most {config['max_samples']:,} samples" if config.get("max_samples") else ""
-    share += f", {config['label_noise']:.3g} of its labels wrong" if config.get("label_noise") else ""
+    share += f", {config['label_noise']:g} of the labels wrong" if config.get("label_noise") else ""
     held_out = config["val_fraction"]
     split = f"held-out part ({held_out:g}) of the training set" if held_out else "test set"
     return name, f"{config['scale']}{share}", f"{config['device'].partition(':')[0]} {config['precision']}", split

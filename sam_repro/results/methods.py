@@ -69,6 +69,11 @@ def seeds_of(rows: pd.DataFrame) -> str:
     return f"{low if low == high else f'{low} to {high}'} seeds, lines are their sample standard deviation"
 
 
+def mean_and_deviation(value: Any, std: Any, digits: int) -> str:
+    """``75.34 ± 0.20``; without what is not known."""
+    return "" if pd.isna(value) else f"{value:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+
+
 def _labels(rows: pd.DataFrame) -> list[float]:
     """How high each point's name stands: as the point, or above the name below it where they would overlap."""
     gap = (rows.high.max() - rows.low.min() or 1.0) / 20

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ from .claims.declare import load_all
 from .claims.judge import VERDICTS
 from .declare import EXPERIMENTS, Table, names, select
 from .figures import picture
-from .methods import picture_of_methods, seeds_of, side_by_side
+from .methods import mean_and_deviation, picture_of_methods, seeds_of, side_by_side
 from .reference import methods_page, options_page
 from .render import diverged, markdown, ours, papers, read_csv
 
@@ -28,7 +27,7 @@ def pages(readme: Path, results: Path, folder: Path = EXPERIMENTS) -> dict[Path,
     if (drawn := picture_of_methods(results)) is not None:
         made |= {results / f"methods.{kind}": picture(drawn, kind) for kind in ("png", "svg")}
     if (docs := readme.parent / "docs").is_dir():
-        made |= {docs / "options.md": options_page(), docs / "methods" / "README.md": methods_page(docs / "methods")}
+        made |= {docs / "options.md": options_page(), docs / "methods" / "README.md": methods_page(docs / "methods", results)}
     return made
 
 
@@ -100,19 +99,15 @@ def _methods(results: Path) -> str:
         return ""
     told = pd.DataFrame(
         {
-            "accuracy, %": [_mean(one.score, one.score_std, 2) for one in rows.itertuples()],
-            "a step, in SGD's": [_mean(one.step, one.step_std, 2) for one in rows.itertuples()],
-            "λ_max": [_mean(one.lambda_max, one.lambda_max_std, 0) for one in rows.itertuples()],
+            "accuracy, %": [mean_and_deviation(one.score, one.score_std, 2) for one in rows.itertuples()],
+            "a step, in SGD's": [mean_and_deviation(one.step, one.step_std, 2) for one in rows.itertuples()],
+            "λ_max": [mean_and_deviation(one.lambda_max, one.lambda_max_std, 0) for one in rows.itertuples()],
             "seeds": [str(one.n) for one in rows.itertuples()],
         },
         index=list(rows.setting),
     )
     sharp = "λ_max, the largest eigenvalue of the Hessian, says how sharp the minimum is."
     return f"{said}; {seeds_of(rows)}. {sharp}\n\n{markdown(told)}"
-
-
-def _mean(value: Any, std: Any, digits: int) -> str:
-    return "" if pd.isna(value) else f"{value:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
 
 
 def _claims(results: Path, where: str) -> str:

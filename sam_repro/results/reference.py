@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
+
 from ..front import GROUPS, first_sentence, keys_of_every_run
 from ..schema import ENGINES, METHOD_PARTS, QUESTIONS, UserError, fields, options, read
+from .methods import mean_and_deviation, seeds_of, side_by_side
 
 ASKED = {
     "when": "When is an ascent computed?",
@@ -65,19 +68,33 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def methods_page(cards: Path) -> str:
-    """The index of the method cards in a folder: each with its sentence, its cost and its keys. UserError where a method has no card."""
-    rows = []
+def methods_page(cards: Path, results: Path) -> str:
+    """The index of the method cards in a folder: its sentence, its cost, our runs of it. UserError where a method has no card."""
+    said, runs = side_by_side(results)
+    lines = []
     for one in options("optimizer"):
         try:
             found = COST.search((cards / f"{one}.md").read_text())
         except OSError as error:
             raise UserError(f"{cards / one}.md cannot be read: {error.strerror}.") from error
-        rows.append(f"| [{one}]({one}.md) | {_cell(first_sentence('optimizer', one))} | {_cell(found[1]) if found else ''} |")
+        cost = _cell(found[1]) if found else ""
+        lines.append(f"| [{one}]({one}.md) | {_cell(first_sentence('optimizer', one))} | {cost} | {_ours(one, runs)} |")
     questions = "\n".join(f"- `{question}`: {ASKED[question]}" for question in QUESTIONS)
     head = (
         f"# The methods\n\nEach is a file of answers to four questions, `conf/optimizer/<method>.yaml`:\n\n{questions}\n\n"
         f"SGD's step is one forward and one backward pass. SAM's memory is three times the weights beyond SGD's: the weights at w, the\n"
         f"gradient at w and the perturbation. {MADE}"
     )
-    return "\n".join([head, "", "| method | | cost of a step |", "| --- | --- | --- |", *rows]) + "\n"
+    ours = f"Ours: {said}; {seeds_of(runs)}. Empty: no run there." if said else "Ours: no runs yet."
+    columns = "| method | | cost of a step | ours: accuracy, % · a step, in SGD's · seeds |\n| --- | --- | --- | --- |"
+    return "\n".join([head, "", ours, "", columns, *lines]) + "\n"
+
+
+def _ours(method: str, runs: pd.DataFrame) -> str:
+    """Accuracy, time of a step and number of seeds of each setting of a method in which there are runs, one a line."""
+    cells = []
+    for one in runs[runs.method == method].itertuples() if len(runs) else ():
+        numbers = mean_and_deviation(one.score, one.score_std, 2), mean_and_deviation(one.step, one.step_std, 2) or "not timed", str(one.n)
+        setting = one.setting.removeprefix(method).strip()
+        cells.append((f"{_cell(setting)}: " if setting else "") + " · ".join(numbers))
+    return "<br>".join(cells)
