@@ -101,7 +101,7 @@ def page(
     if rows.empty:
         return "\n\n".join([*parts, "No run of the search is over yet."]) + "\n"
     if picture:
-        parts.append("![Score against cost](search.png) ([SVG](search.svg))")
+        parts.append("![Score against time](search.png) ([SVG](search.svg))")
     for stage in reversed(stages):
         shown = rows[rows.stage == stage.title]
         verdict = [_verdict(shown, ranked(stages[-2])[0].label)] if stage.final and len(shown) else []
