@@ -22,7 +22,7 @@ seed: 0
 grid:
   when: [always, every n=2, gradient_norm]
   where: [model rho=0.1, layers k=2 r=0.1]
-  between: [gradient, orthogonal alpha=0.1]
+  between: [gradient, orthogonal alpha=0.1 precision=bf16 optimizer.mix=0.8]
   samples: [batch, micro m=4]
 excluded:
   - {when: always, between: orthogonal, why: nothing is reused}
@@ -97,6 +97,12 @@ def test_an_option_has_its_own_numbers_and_not_those_of_sam(tmp_path):
     words = load(declared(tmp_path, OWN.replace("layers k=2 r=0.1", "adaptive")), asked(tmp_path)).grid.combinations
     config = next(halving.composed(one.words) for one in words if "adaptive" in str(one))
     assert config["optimizer"]["where"]["rho"] == 0.5  # sam's is 0.05
+
+
+def test_an_answer_may_need_another_precision_or_mix(own):
+    configs = {str(one): halving.composed((*own[0].common, *one.words)) for one in own[0].grid.combinations}
+    for label, config in configs.items():
+        assert (config["precision"], config["optimizer"]["mix"]) == (("bf16", 0.8) if "orthogonal" in label else ("fp32", 1.0))
 
 
 @pytest.mark.parametrize(
@@ -251,7 +257,7 @@ def test_every_row_has_its_runs_and_the_best_is_named_as_that(own, trained, tmp_
     assert len(rows) == 5 + 3 + 2 + len(found[3].entries)
     for row, entry in zip(rows[rows.stage == "final"].itertuples(), found[3].entries, strict=True):
         assert row.run_ids.split(";") == [task.run.id for task in entry.tasks]
-        assert (row.n, row.seeds, row.scale, row.device) == (2, "1;2", "paper", "cpu")
+        assert (row.n, row.seeds, row.scale, row.device) == (2, "1;2", "paper", "cpu bf16" if "orthogonal" in row.combination else "cpu")
         assert row.mean == pytest.approx(sum(map(number, entry.tasks)) / 2, rel=1e-5)
         assert row.time == pytest.approx(row.cost * row.epochs, rel=1e-5)
     for one in ";".join(rows.run_ids).split(";"):

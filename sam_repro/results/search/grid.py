@@ -13,37 +13,39 @@ from ...schema import QUESTIONS, UserError, fields, only, options, suggest
 from ...trial import Trial
 from ..declare import Words, distinct
 
+COMMON = ("precision", "optimizer.mix")  # what an option may need beside its numbers
 WHY = "why"  # the key of an exclusion beside those of the questions
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An option of a question with its numbers: of those that are not stated, the option's own."""
+    """An option of a question with its numbers, of those that are not stated the option's own; and overrides that it needs besides."""
 
     question: str
     option: str
-    stated: Words
+    stated: Words  # both
 
     @classmethod
     def read(cls, question: str, text: Any) -> Answer:
-        """``every n=5``; UserError where there is no such option or number."""
+        """``orthogonal alpha=0.1 precision=fp32``; UserError where there is no such option, number or key of all runs."""
         option, *stated = str(text).split()
         group = f"optimizer/{question}"
         if option not in options(group):
             raise UserError(f"{question} has no option {option!r}.{suggest(option, options(group))}")
-        known = fields(group, option).defaults
+        known = {*fields(group, option).defaults, *COMMON}
         for key, equals, _ in (word.partition("=") for word in stated):
-            if not equals or key not in known or key == "name":
-                raise UserError(f"{question}: {option} has no number {key!r}.{suggest(key, known.keys() - {'name'})}")
+            if not equals or key not in known:
+                raise UserError(f"{question}: {option} has no number {key!r}.{suggest(key, known)}")
         return cls(question, option, tuple(stated))
 
     @property
     def words(self) -> Words:
         """As overrides. All numbers are among them, for optimizer=sam would give an option its own rho in place of the option's."""
+        stated = dict(word.split("=", 1) for word in self.stated)
         numbers = {key: value for key, value in fields(f"optimizer/{self.question}", self.option).defaults.items() if key != "name"}
-        numbers |= dict(word.split("=", 1) for word in self.stated)
-        prefix = f"optimizer.{self.question}"
-        return (f"optimizer/{self.question}={self.option}", *(f"{prefix}.{key}={_written(value)}" for key, value in numbers.items()))
+        own = (f"optimizer.{self.question}.{key}={_written(stated.get(key, value))}" for key, value in numbers.items())
+        besides = (f"{key}={value}" for key, value in stated.items() if key not in numbers)
+        return (f"optimizer/{self.question}={self.option}", *own, *besides)
 
     def __str__(self) -> str:
         return " ".join((self.option, *self.stated))

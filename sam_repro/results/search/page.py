@@ -93,7 +93,7 @@ def page(
         "# Search of the family",
         f"Every combination is one answer to each of the four questions: {', '.join(QUESTIONS)} (docs/search.md). Successive halving: "
         f"{rungs}, all at seed {search.seed}, ranked by the score on the held-out part of the training set alone. The front of the last "
-        f"rung is then trained at seeds {', '.join(map(str, search.seeds))}, which the search has not seen, on the whole training set; the "
+        f"rung is then trained at seeds {', '.join(map(str, search.seeds))}, which the search has not seen, with nothing held out; the "
         f"test set scores those runs, and nothing is chosen by it. All runs have: `{shlex.join(common)}`.",
         f"Made by `python -m sam_repro.search run{named}`, rendered by `python -m sam_repro.search report{named}`.",
         "\n".join(f"- {line}" for line in left_out),
