@@ -23,6 +23,7 @@ COMMANDS = {  # beside training: the module, and what it is for
     "tables": ("tables", "the papers' tables and figures: what fills them, run what is missing, render"),
     "claims": ("claims", "what the papers claim, and what the runs say of it"),
     "study": ("study", "a long list of runs, one after the other; stopped at any time, it goes on"),
+    "search": ("search", "which answers to the four questions go together: successive halving on a held-out part"),
     "measure": ("measure.__main__", "a finished run's sharpness, loss landscape, gradient norms, cost"),
     "measure.bench": ("measure.bench", "the time of a step of every method beside SGD's"),
     "tracking": ("tracking.__main__", "send runs to Weights & Biases, create the dashboard there"),

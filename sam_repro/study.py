@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +34,47 @@ FIELDS = {"with", "seeds", "measure", "runs"}
 def main() -> None:
     """The command line."""
     with command("sam_repro.study", "the same command goes on", USAGE):
-        words = [word for word in sys.argv[1:] if "=" not in word]
-        settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
-        for key in settings.keys() - KEYS:
-            raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
-        if words not in (["show"], ["run"]):
-            raise UserError(f"usage: {USAGE}")
-        plugins.load(sys.argv[1:])
-        request = Request(
-            tuple(f"{key}={settings[key]}" for key in ("data_dir", "plugins") if key in settings),
-            runs_dir=settings.get("runs_dir", "runs"), results_dir=settings.get("results_dir", "results"),
-        )  # fmt: skip
-        todo = tasks(Path(settings.get("file", EXPERIMENTS / "study.yaml")), request)
-        if words == ["show"]:
+        word, path, request = asked("study.yaml", ("show", "run"), USAGE)
+        todo = tasks(path, request)
+        if word == "show":
             show(todo)
         else:
             run(todo, request)
 
 
-def tasks(path: Path, request: Request) -> list[Task]:
-    """The runs of the file, each once, in order; UserError, which names the file, where it does not fit."""
+def asked(file: str, commands: Sequence[str], usage: str) -> tuple[str, Path, Request]:
+    """What the words on the command line say: which command, on which declaration, which runs. UserError where they do not fit."""
+    words = [word for word in sys.argv[1:] if "=" not in word]
+    settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
+    for key in settings.keys() - KEYS:
+        raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
+    if len(words) != 1 or words[0] not in commands:
+        raise UserError(f"usage: {usage}")
+    plugins.load(sys.argv[1:])
+    request = Request(
+        tuple(f"{key}={settings[key]}" for key in ("data_dir", "plugins") if key in settings),
+        runs_dir=settings.get("runs_dir", "runs"), results_dir=settings.get("results_dir", "results"),
+    )  # fmt: skip
+    return words[0], Path(settings.get("file", EXPERIMENTS / file)), request
+
+
+@contextmanager
+def reading(path: Path, described: str) -> Iterator[None]:
+    """While a declaration is read: UserError, which names the file, where it does not fit."""
     try:
-        content = parse(path.read_text())
-        return list({task.run.id: task for task in _tasks(content, request)}.values())
+        yield
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except (UserError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except (TypeError, AttributeError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is not as docs/tables.md describes it ({error}).") from error
+        raise UserError(f"{path} is not as {described} describes it ({error}).") from error
+
+
+def tasks(path: Path, request: Request) -> list[Task]:
+    """The runs of the file, each once, in order; UserError, which names the file, where it does not fit."""
+    with reading(path, "docs/tables.md"):
+        return list({task.run.id: task for task in _tasks(parse(path.read_text()), request)}.values())
 
 
 def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:

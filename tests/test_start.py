@@ -49,6 +49,7 @@ def command(module: str, *words: str) -> str:
         ("sam_repro.claims", ["lst"], HYDRA),
         ("sam_repro.claims", ["show"], HYDRA),
         ("sam_repro.study", ["lst"], HYDRA),
+        ("sam_repro.search", ["lst"], HYDRA),
         ("sam_repro.runs", ["lst"], HYDRA),
         ("sam_repro.measure", ["lst"], HYDRA),
         ("sam_repro.measure", ["norms", "run=none"], HYDRA),
