@@ -62,9 +62,9 @@ def apart(configs: Sequence[Config], *, usual: bool = True) -> list[Config]:
 
 def _defaults(words: Config) -> Config:
     """Those of the same data, model and method; empty where they are not to be had, as of a plug-in that is not loaded."""
-    chosen = [f"{group}={words[f'{group}.name']}" for group in (*PARTS, "optimizer")]
-    arch = [f"model.arch={words['model.arch']}"] if words["model.name"] == "timm" else []
     try:
+        chosen = [f"{group}={words[f'{group}.name']}" for group in (*PARTS, "optimizer")]
+        arch = [f"model.arch={words['model.arch']}"] if words["model.name"] == "timm" else []
         return words_of(compose([*chosen, *arch]))
     except (UserError, LookupError):
         return {}

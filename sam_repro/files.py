@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         part.replace(path)
     except BaseException as error:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)  # a write does not say where
         raise
 

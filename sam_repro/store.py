@@ -370,10 +370,13 @@ class Run:
         write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
 
     def _there(self, name: str) -> bool:
-        """Whether there is such a file; DamagedError where there was one, and nobody has forgotten it."""
+        """Whether there is such a file; DamagedError where there was one, and nobody has forgotten it.
+
+        The summary is derived: where it is gone, the run is resumed to make it again.
+        """
         for _ in range(2):  # whoever is at work on the run may have written it between the two looks, or forgotten it
             found = (self.path / name).exists()
-            if found or ABSENT in self._checksums().get(name, [ABSENT]):
+            if found or name == "summary.json" or ABSENT in self._checksums().get(name, [ABSENT]):
                 return found
         raise self._damaged(name)
 

@@ -294,7 +294,7 @@ def test_a_flipped_bit_in_a_number_of_a_run_is_noticed(tmp_path, name):
         run.check()
 
 
-@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "layers.csv", "summary.json"])
+@pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "layers.csv"])
 def test_a_file_that_is_gone_is_noticed_and_one_that_was_forgotten_is_not_missed(tmp_path, name):
     run = run_here(tmp_path, "epochs=1")
     (run.path / name).unlink()

@@ -306,7 +306,7 @@ def test_the_pass_of_async_sam_for_the_next_step_moves_no_statistics():
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        ({"mix": 0.8}, "a mix below 1 needs the gradient or the losses at w, where where=stale makes no pass"),
+        ({"mix": 0.8}, "a mix other than 1 needs the gradient or the losses at w, where where=stale makes no pass"),
         ({"when": "gradient_norm", "total_steps": 4}, "when=gradient_norm needs"),
         ({"when": "gradient_norm", "when.lag": 1, "total_steps": 4}, "when=gradient_norm needs"),
         ({"when": "variation"}, "when=variation needs"),
