@@ -11,14 +11,14 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from . import world
 from .plain import plain
-from .schema import UserError, check_path
+from .schema import UserError, check_path, suggest
 
 
 class Stopped(KeyboardInterrupt):
@@ -75,6 +75,12 @@ def undivided() -> Iterator[None]:
             signal.signal(one, handler)
     if late:
         signal.raise_signal(late[0])
+
+
+def misused(words: Sequence[str], commands: Iterable[str], usage: str) -> UserError:
+    """What is wrong with the words after a module's name, which are none of its commands, or too many or too few for one."""
+    unknown = [word for word in words[:1] if word not in (known := list(commands))]
+    return UserError((f"There is no command {unknown[0]!r}.{suggest(unknown[0], known)}\n" if unknown else "") + f"usage: {usage}")
 
 
 def leave(name: str, said: str, error: Exception) -> NoReturn:

@@ -44,6 +44,8 @@ def _unread(override: str) -> str:
     key, equals, value = str(short(override)).partition("=")
     if not equals:
         return f"{key!r} is no override: one is key=value, as in lr=0.1."
+    if override.partition("=")[0].endswith(" ") or override.partition("=")[2].startswith(" "):
+        return f"{str(short(override))!r} cannot be read: there is no space around =, as in {key.strip()}={value.strip()}."
     value = "".join(sign if sign.isprintable() else "?" for sign in value.strip("'\""))
     return f"{str(short(override))!r} cannot be read: quote a value with signs that mean something to Hydra, {key}=\"'{value}'\"."
 
@@ -65,7 +67,9 @@ def no_such_knob(key: str, method: str, composed: Config) -> str:
         questions = ", ".join(f"optimizer/{question}" for question in QUESTIONS if question in composed["optimizer"])
         return f"optimizer={method} has no {key!r}{'; it has: ' + questions if questions else ': it makes no ascent'}."
     if owners and method not in owners:
-        return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}."
+        own = [name for name in read(f"optimizer/{method}") if name not in ("defaults", "methods", "optimizer")]
+        has = f" It has {', '.join(own)}." if own else ""
+        return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}.{has}"
     if owners:
         return f"{key!r} is not read: the part of optimizer={method} that reads it was swapped for another."
     if key == "momentum":

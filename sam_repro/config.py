@@ -176,7 +176,7 @@ def _common(config: Config, resolved: Config, raw: Config, given: set[str]) -> N
 def check_device(name: str) -> None:
     """UserError where no device is called so."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise UserError(f"device={name} is one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps.")
+        raise UserError(f"device is one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps, not {name!r}.")
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

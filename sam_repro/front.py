@@ -91,6 +91,9 @@ def shown(words: Sequence[str]) -> bool:
     asked = [word for word in words if word not in ("--help", "help", "--multirun")]
     plugins.load(asked)
     texts = [text for word in asked if (text := _about(word))]
+    if asked and not texts:
+        where = "there is --help for an option (optimizer=sam), for 'keys', and of every command"
+        raise UserError(f"There is no help on {asked[0]!r}: {where}.{_meant(asked[0])}")
     say("\n".join(texts or [page()]))
     return True
 

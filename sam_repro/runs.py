@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from . import plugins
-from .command import command
+from .command import command, misused
 from .config import OUTSIDE, compose, identity
 from .differences import apart, between, columns, described, in_words, value
 from .files import write
@@ -29,6 +29,7 @@ USAGE = """python -m sam_repro.runs COMMAND   [runs_dir=runs results_dir=results
   html [ID ...]             a page on these runs, or all: tables, charts, every run's command   [out=report.html]
   export                    all runs as one table, a row a run   [out=runs.parquet, or .csv]
   import DIR                take in the runs of another store or archive, checked   [plugins=..., where they were made with such]"""
+VERBS = ("list", "show", "diff", "rm", "archive", "html", "export", "import")
 OUTCOMES = ("epochs", "test", "best test", "val", "best val", "samples/s", "ascents", "passes")
 KEYS = {"runs_dir": "runs", "results_dir": "results", "out": "", "title": "", "plugins": ""}
 
@@ -74,7 +75,7 @@ def run(words: list[str], settings: dict[str, str]) -> None:
         case ["import", folder]:
             take_in(Path(folder), Path(runs_dir))
         case _:
-            raise UserError(f"usage: {USAGE}")
+            raise misused(words, VERBS, USAGE)
 
 
 def _over(run: Run) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from . import plugins
-from .command import command
+from .command import command, misused
 from .config import compose
 from .console import clock, console
 from .device import device_type
@@ -49,7 +49,7 @@ def asked(file: str, commands: Sequence[str], usage: str) -> tuple[str, Path, Re
     for key in settings.keys() - KEYS:
         raise UserError(f"There is no key {key!r}.{suggest(key, KEYS)}")
     if len(words) != 1 or words[0] not in commands:
-        raise UserError(f"usage: {usage}")
+        raise misused(words, commands, usage)
     plugins.load(sys.argv[1:])
     request = Request(
         tuple(f"{key}={settings[key]}" for key in ("data_dir", "plugins") if key in settings),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import plugins
-from .command import command
+from .command import command, misused
 from .config import check_device, check_overrides
 from .console import clock, console
 from .device import device_type
@@ -91,10 +91,8 @@ def dispatch(arguments: list[str]) -> None:
 
             for path, content in pages(Path([*paths, "README.md"][0]), Path(request.results_dir), folder).items():
                 write(path, content)
-        case [verb, *_] if verb not in VERBS:
-            raise UserError(f"There is no command {verb!r}.{suggest(verb, VERBS)}\nusage: {USAGE}")
         case _:
-            raise UserError(f"usage: {USAGE}")
+            raise misused(words, VERBS, USAGE)
 
 
 def _with_runs(tables: list[Table], request: Request) -> list[Table]:

@@ -44,7 +44,7 @@ PARTS = [f"optimizer/{part}" for part in TWO_PASSES]
         (["batch_size=0"], "batch_size=0 is out of range"),
         (["val_fraction=1.5"], "val_fraction=1.5 is out of range: val_fraction is 0 to 0.9"),
         (["train_fraction=0"], "train_fraction=0.0 is out of range"),
-        (["device=gpu"], "device=gpu is one of"),
+        (["device=gpu"], "device is one of auto, cpu, cuda, cuda:0, cuda:1, ..., mps, not 'gpu'"),
         (["precision=fp8"], "precision is one of fp32, bf16"),
         (["rerun=maybe"], "rerun is true or false"),
         (["dataset.flip=2"], "dataset.flip is true or false"),

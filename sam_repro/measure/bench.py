@@ -141,7 +141,7 @@ def _methods(settings: dict[str, str]) -> list[str]:
 
 def main() -> None:
     """The command line."""
-    with command("sam_repro.measure.bench", "nothing was written", str(__doc__).rpartition("\n\nMemory")[0]):
+    with command("sam_repro.measure.bench", "nothing was written", str(__doc__).rpartition("\n\nMemory")[0].replace("``", "")):
         settings = parsed(sys.argv[1:])
         from ..device import resolve_device
         from .bookkeeping import IMAGES, bookkeeping

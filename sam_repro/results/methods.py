@@ -9,6 +9,9 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from ..differences import from_defaults, in_words
+from ..schema import options, read
+from ..store import Row
 from .compare import benchmarks
 from .figures import colour, finish
 from .frames import Frames
@@ -29,13 +32,23 @@ def side_by_side(results: Path) -> tuple[str, pd.DataFrame]:
     for place, setting, group in ((one, *named) for one in alike for named in one.done.groupby("setting")):
         sharpness, steps = eigenvalues.reindex(group.index), group.step_cost.astype(float)
         rows.append({
-            "setting": setting + (f" ({place.where})" if place.where != most.where else ""), "method": group.optimizer.iloc[0],
+            "setting": _named(frames.found[group.index[0]].config, setting) + (f" ({place.where})" if place.where != most.where else ""),
+            "method": group.optimizer.iloc[0],
             "score": group.score_last.mean(), "score_std": group.score_last.std(), "step": steps.mean(), "step_std": steps.std(),
             "lambda_max": sharpness.mean(), "lambda_max_std": sharpness.std(), "n": len(group),
         })  # fmt: skip
     epochs = ", ".join(map(str, sorted({int(count) for one in alike for count in one.done.epochs})))
     said = f"{most.name}, {epochs} epochs, scale {most.scale}, {most.where}; accuracy on the {most.split} after the last epoch"
     return said, pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def _named(config: Row, setting: str) -> str:
+    """The method with its own keys where they are not the defaults, whether other runs differ in them or not; then what else differs."""
+    method = config["optimizer"]["name"]
+    own = read(f"optimizer/{method}").get("methods", {}).get(method, {}) if method in options("optimizer") else {}
+    keys = {key: found[0] for key, found in from_defaults(config).items() if key in own}
+    others = [word for word in setting.split()[1:] if word.partition("=")[0] not in keys]
+    return " ".join([method, *filter(None, [in_words(keys)]), *others])
 
 
 def picture_of_methods(results: Path) -> Any:
@@ -48,7 +61,7 @@ def picture_of_methods(results: Path) -> Any:
     drawn = rows.assign(low=rows.score - rows.score_std.fillna(0), high=rows.score + rows.score_std.fillna(0)).round(4)
     drawn["label"] = _labels(drawn)
     base = alt.Chart(drawn[["setting", "step", "score", "low", "high", "n", "label"]]).encode(
-        x=alt.X("step:Q", title="time of a step, in SGD's", scale=alt.Scale(zero=False, nice=True, padding=30)), color=look
+        x=alt.X("step:Q", title="time of a step (SGD = 1)", scale=alt.Scale(zero=False, nice=True, padding=30)), color=look
     )
     y = alt.Y("score:Q", title="test accuracy, %", scale=alt.Scale(zero=False, padding=20))
     parts = [

@@ -100,13 +100,13 @@ def _methods(results: Path) -> str:
     told = pd.DataFrame(
         {
             "accuracy, %": [mean_and_deviation(one.score, one.score_std, 2) for one in rows.itertuples()],
-            "a step, in SGD's": [mean_and_deviation(one.step, one.step_std, 2) for one in rows.itertuples()],
+            "time of a step (SGD = 1)": [mean_and_deviation(one.step, one.step_std, 2) for one in rows.itertuples()],
             "λ_max": [mean_and_deviation(one.lambda_max, one.lambda_max_std, 0) for one in rows.itertuples()],
             "seeds": [str(one.n) for one in rows.itertuples()],
         },
         index=list(rows.setting),
     )
-    sharp = "λ_max, the largest eigenvalue of the Hessian, says how sharp the minimum is."
+    sharp = "The time of a step is timed in turns with SGD's. λ_max, the largest eigenvalue of the Hessian, says how sharp the minimum is."
     return f"{said}; {seeds_of(rows)}. {sharp}\n\n{markdown(told)}"
 
 
@@ -117,14 +117,21 @@ def _claims(results: Path, where: str) -> str:
         return ""
     claims = pd.read_csv(path, dtype=str, keep_default_na=False)
     counts = claims.verdict.value_counts().reindex(list(VERDICTS), fill_value=0)
-    says = {claim.id: claim.says for paper in load_all() for claim in paper.claims}
+    known = {claim.id: claim for paper in load_all() for claim in paper.claims}
     # What the runs contradict, and then what trainings decided, above what holds by construction.
-    decided = claims[claims.verdict.isin(["contradicted", "supported"]) & claims.claim.isin(says)]
+    decided = claims[claims.verdict.isin(["contradicted", "supported"]) & claims.claim.isin(known)]
     order = (decided.verdict != "contradicted") * 2 + (decided.run_ids == "")
     shown = decided.loc[order.sort_values(kind="stable").index].head(TOLD)
-    lines = [f"- **{one.verdict}** ({one.paper}, {one.where}): {says[one.claim]}" for one in shown.itertuples()]
+    lines = []
+    for one in shown.itertuples():
+        claim = known[one.claim]
+        why = f" *{claim.note}*" if claim.note and one.verdict == "contradicted" else ""
+        lines.append(f"- **{one.verdict}** ({one.paper}, {one.where}): {claim.says}{why}")
     head = f"Of {len(claims)} claims of the papers {counts['supported']} are supported so far, {counts['contradicted']} contradicted and "
-    head += f"{counts['undecided']} undecided; {counts['not run']} have no runs yet ([all of them]({where}/claims.md)). Among them:"
+    head += f"{counts['undecided']} undecided; {counts['not run']} have not all of their runs yet ([all of them]({where}/claims.md)). "
+    trained = int((decided.run_ids != "").sum())
+    head += f"Trainings have decided {trained} of them; {len(decided) - trained} were decided by what needs none: identities in float64, "
+    head += "counts of passes and parameters, timings, counterexamples. Among these:"
     return "\n".join([head, "", *lines])
 
 

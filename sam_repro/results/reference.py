@@ -27,7 +27,7 @@ def options_page() -> str:
     """Every group with its options and their own keys, and the keys of every run, with their defaults."""
     parts = [
         f"# Options\n\nA word `group=option` chooses, `key=value` sets. {MADE} `python -m sam_repro --help optimizer=sam` prints the file\n"
-        "of one option. A key that the chosen options do not have is an error that says which there are."
+        "of one option. A key that the chosen options do not have is an error that says which options have it."
     ]
     for group, what in GROUPS.items():
         parts.append(f"## `{group}=`\n\n{what[0].upper()}{what[1:]}.\n\n" + _rows(group))
@@ -82,11 +82,12 @@ def methods_page(cards: Path, results: Path) -> str:
     questions = "\n".join(f"- `{question}`: {ASKED[question]}" for question in QUESTIONS)
     head = (
         f"# The methods\n\nEach is a file of answers to four questions, `conf/optimizer/<method>.yaml`:\n\n{questions}\n\n"
+        "`saf` and `mesa` make no ascent: they have a teacher. "
         f"SGD's step is one forward and one backward pass. SAM's memory is three times the weights beyond SGD's: the weights at w, the\n"
         f"gradient at w and the perturbation. {MADE}"
     )
     ours = f"Ours: {said}; {seeds_of(runs)}. Empty: no run there." if said else "Ours: no runs yet."
-    columns = "| method | | cost of a step | ours: accuracy, % · a step, in SGD's · seeds |\n| --- | --- | --- | --- |"
+    columns = "| method | | cost of a step | ours: accuracy, % · time of a step (SGD = 1) · seeds |\n| --- | --- | --- | --- |"
     return "\n".join([head, "", ours, "", columns, *lines]) + "\n"
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..command import command
+from ..command import command, misused
 from ..loggers import check
 from ..schema import UserError, suggest
 from ..store import OVER, all_runs, find
@@ -27,7 +27,7 @@ def main() -> None:
     settings = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     with command("sam_repro.tracking", usage=USAGE):
         if not words or words[0] not in KEYS or (words[0] in ("dashboard", "claims") and words[1:]):
-            raise UserError(f"usage: {USAGE}")
+            raise misused(words, KEYS, USAGE)
         for key in settings.keys() - KEYS[words[0]]:
             raise UserError(f"There is no key {key!r}.{suggest(key, KEYS[words[0]])}")
         if words[0] == "sync":
