@@ -86,7 +86,10 @@ def test_errors_and_help_come_at_once_because_torch_is_not_loaded():
     assert answer.stderr == f"sam_repro: optimizer=sgd has no knob 'k'; the methods that have it: {HAVE_K}.\n"
 
 
-@pytest.mark.parametrize("method", options("optimizer"))
+OFTEN = ("sgd", "looksam", "layerwise", "saf", "async_sam", "gsam")  # the others are composed before each change alone
+
+
+@pytest.mark.parametrize("method", [pytest.param(one, marks=() if one in OFTEN else pytest.mark.long) for one in options("optimizer")])
 def test_every_method_composes_with_every_option_of_every_group(method):
     teacher = method in ("saf", "mesa")
     for group in ("dataset", "base", "schedule", "scale", *(["optimizer/teacher"] if teacher else PARTS)):

@@ -96,7 +96,14 @@ INSIDE = {  # of the trainer's loop over the steps of an epoch
 }
 
 
-@pytest.mark.parametrize("words", INSIDE)
+SELDOM = (
+    "optimizer=sgd base=adam lr=0.001 ema=0.9",
+    "optimizer=sgd mixup=0.4 cutmix=1 swa=0.4",
+    "model=mobilenet model.bits=8 optimizer=sgd",
+)
+
+
+@pytest.mark.parametrize("words", [pytest.param(one, marks=pytest.mark.long if one in SELDOM else ()) for one in INSIDE])
 def test_the_trainer_waits_for_the_device_only_where_the_method_does(tmp_path, words):
     """Two epochs, the second one resumed."""
     for epochs in (1, 2):

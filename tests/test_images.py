@@ -157,6 +157,7 @@ def test_damaged_trees_are_named(tree):
 
 
 @needs_flowers
+@pytest.mark.long
 def test_flowers_and_their_two_splits():
     settings = {**compose(["dataset=flowers102"])["dataset"], "size": 16}
     ours = data.load(settings, str(REAL)).dataset

@@ -97,6 +97,7 @@ def apart(a, b):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_are_one(several, alone, case):
     """In float64: without BatchNorm, or with the statistics of all. Whatever chooses among samples does so in each part."""
@@ -118,12 +119,14 @@ def test_several_processes_are_one(several, alone, case):
         assert row == pytest.approx(other, rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.long
 def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(several):
     """Bit by bit on two processes; DistributedDataParallel sums those of more in another order after its first step."""
     gap = max(apart(one["straight"]["model"], one["resumed"]["model"]) for one in several)
     assert gap == 0 if len(several) == 2 else gap < 1e-12
 
 
+@pytest.mark.long
 def test_processes_multiply_the_micro_batches_of_msam(several, tmp_path):
     one = trained(tmp_path, "m", ["optimizer=msam", f"m={2 * len(several)}", "drop_last=true"], norm=False)
     assert apart(one["model"], several[0]["whole msam"]["model"]) < 1e-9

@@ -21,7 +21,7 @@ OFFLINE = {"vit_b16": ["model.pretrained=false"], "roberta_base": ["model=robert
 QQP = ["dataset.folder=QQP_subset", "dataset.train=train_part.tsv", "dataset.dev=dev_part.tsv"]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [pytest.param(e, marks=() if e in SAMPLE else pytest.mark.long) for e in EXPERIMENTS])
 def test_every_experiment_composes_with_every_method(experiment):
     for method in options("optimizer"):
         whole = ["accumulate=1"] if method == "msam" else []  # its micro-batches are parts already

@@ -502,6 +502,7 @@ def test_a_sweep_with_a_combination_that_does_not_fit_starts_no_job(tmp_path, wo
     assert all_runs(tmp_path) == []
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.environ.get("SAM_REPRO_DATA"), reason="set SAM_REPRO_DATA to a folder with the official CIFAR-10")
 def test_a_run_on_a_part_of_the_real_cifar10(tmp_path):
     run = run_here(tmp_path, "dataset=cifar10", "train_fraction=0.01", "batch_size=125", "epochs=1")

@@ -175,6 +175,7 @@ def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     assert lines["SAM", "Norm", "grad_norm"]["mean"] == f"{everything[1].run.summary['grad_norm']:.6f}".rstrip("0")
 
 
+@pytest.mark.long
 def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_path):
     """One that diverges stops no other. SGD's own step needs no timing; runs of the archive have no weights to measure."""
     content = "run: dataset=digits train_fraction=0.05 epochs=1\nmeasure: [cost steps=1, landscape layer=head.linear points=2]\n"
@@ -212,6 +213,7 @@ def test_a_launcher_of_hydras_does_the_runs_which_are_measured_afterwards(tmp_pa
     assert f"{done['sam'].name} has no weights, which this makes anew: python -m sam_repro dataset=digits" in archived
 
 
+@pytest.mark.long
 def test_a_table_of_several_processes_a_run_starts_them(tmp_path):
     """At the scale that says so; one such run at a time has all GPUs."""
     content = "run: dataset=digits train_fraction=0.05 epochs=1\nscales: {paper: {run: processes=2, note: two GPUs}}\n"
