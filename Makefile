@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-ci test-slow torture smoke check format bench wheel constraints clean
+.PHONY: help setup run test test-ci test-slow torture audit smoke check format bench wheel constraints clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ torture: $(READY) ## kills, damage, full disks, two writers: what is lost by the
 
 smoke: $(READY) ## every experiment of the papers, a few steps each on the data that is at hand, ten minutes
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_recipes.py -k trains
+
+audit: $(READY) ## known vulnerabilities of the pinned versions; fails where the service cannot be reached
+	$(BIN)/uv tool run pip-audit==2.10.1 --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 check: $(READY) ## formatter, linter and type checker, changing nothing
 	$(BIN)/ruff format --check .
