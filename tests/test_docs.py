@@ -105,7 +105,7 @@ PROGRAMS = re.findall(r"^## (.*?)$|^```python\n(.*?)^```$", "## Plain\n" + (ROOT
 TITLES = [title for title, _ in PROGRAMS if title]
 TITLED = list(zip(TITLES, [program for _, program in PROGRAMS if program], strict=True))
 SAYS = {
-    "Plain": r"^0\.\d+ False$",
+    "Plain": r"^0\.\d+ True$",
     "Checkpoints": "^True$",
     "Accelerate": "'sampling_number': 2",
     "Hugging Face's Trainer": "'sampling_number': 20",

@@ -29,6 +29,7 @@ LAGGING = ("layerwise lag=1", "aesam lag=1")  # what they decide by is of a step
 WAITS = {
     "layerwise": ("layers.py", 12, "the layers that the last step's norms choose decide what the next pass computes"),
     "late_layerwise": ("layers.py", 8, "the same, in the steps that make an ascent"),
+    "budget": ("budget.py", 12, "the layers that hold the most of the last step's norms decide, as above"),
     "aesam": ("when.py", 12, "whether a step ascends depends on its own gradient"),
     "vsam": ("when.py", 3, "the rate is set anew every N = 4 steps"),
     "vsam_a": ("when.py", 3, "the rate is set anew every N = 4 steps"),
@@ -48,7 +49,7 @@ LAUNCHES = {
     "momentum_sam": ((212, None), (257, None)), "async_sam": ((364, None), (454, None)), "sam_on": ((343, None), (412, None)),
     "asam_on": ((347, None), (416, None)), "fisher_sam": ((352, None), (442, None)), "unified_sam": ((350, None), (440, None)),
     "zsharp": ((485, None), (575, None)), "ssam_f": ((457.5, None), (547.5, None)), "ssam_d": ((462, None), (552, None)),
-    "random_sam": ((439, None), (484, None)),
+    "random_sam": ((439, None), (484, None)), "budget": ((214.6, None), (269.8, None)),
 }  # fmt: skip
 
 
