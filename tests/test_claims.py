@@ -439,7 +439,7 @@ def test_run_trains_what_is_missing(tmp_path, capsys):
     ("words", "said"),
     [
         (["shwo"], "'show'"), (["show", "mine-bettr"], "'mine-better'"), (["show"], "usage"), (["list", "scal=small"], "'scale'"),
-        (["run", "x", "device=gpu"], "device=gpu"),
+        (["run", "x", "device=gpu"], "not .gpu."),
     ],
 )  # fmt: skip
 def test_the_command_says_what_it_does_not_know(tmp_path, words, said):
