@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import hashlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from .files import checksums, write
+from .files import CHECKSUMS, Checked, write
 from .plain import plain
 from .provenance import now, provenance
 from .schema import Diverged, UserError, parse
@@ -34,8 +33,6 @@ Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
 MEASURED = {"sharpness": "sharpness.json", "landscape": "landscape/{layer}{line}.json", "norms": "norms/norms.json", "cost": "cost.json"}
 STATES = ("running", "stopped", "done", "diverged", "failed")
-CHECKSUMS = ".checksums.json"
-ABSENT = "absent"  # in place of a checksum: there may be no such file, for it is about to be written for the first time
 OVER = ("done", "diverged")  # states of a run that is not tried again by itself
 LAST = ("train_loss", "grad_norm", "weight_norm")  # of the last epoch in which all was finite, where the next one diverged
 LAYER_COLUMNS = ("epoch", "layer", "grad_norm", "perturbations")
@@ -81,6 +78,7 @@ class Run:
     def __init__(self, runs_dir: str | Path, run_id: str) -> None:
         self.id = run_id
         self.path = Path(runs_dir) / run_id
+        self.files = Checked(self.path)
         self._lock: int | None = None  # the inode of the lock, while this process holds it
         self.checkpoint = self.path / "checkpoint" / "last.pt"
         self.previous = self.path / "checkpoint" / "previous.pt"  # the one before it
@@ -91,7 +89,7 @@ class Run:
         """``status.json``; empty before the run has started."""
         content = self._json("status.json")
         known = content.get("data")
-        if not content and "summary.json" in self._checksums():
+        if not content and "summary.json" in self.files.known():
             raise self._damaged("status.json")
         if content and (content.get("state") not in STATES or not (known is None or _has(known, *DATA))):
             raise self._damaged("status.json")
@@ -185,15 +183,9 @@ class Run:
 
     def text(self, name: str) -> str:
         """What a file holds; DamagedError where that is not what was written, or no text."""
-        known = self._checksums().get(name)
-        content = (self.path / name).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
-        # Where the run is at work, it may have written the file in between.
-        if known and digest not in known and digest not in self._checksums().get(name, []):
-            raise self._damaged(name)
         try:
-            return content.decode()
-        except UnicodeDecodeError as error:
+            return self.files.text(name)
+        except ValueError as error:
             raise self._damaged(name) from error
 
     def check(self) -> None:
@@ -240,7 +232,7 @@ class Run:
         with self._locked():
             for name in ("traceback.txt", *([CHECKSUMS, "status.json"] if config["rerun"] else [])):
                 (self.path / name).unlink(missing_ok=True)
-            self._put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
+            self.files.put({"config.yaml": yaml.safe_dump(config, sort_keys=False)})
             before, made = self.status, provenance()
             history = before.get("history", [])
             if earlier := {key: before[key] for key in ("commit", "host", "versions") if key in before and before[key] != made[key]}:
@@ -275,12 +267,12 @@ class Run:
         self._still_ours()
         recorded = {"steps.csv": "".join(line + "\n" for line in steps)} if steps else {}
         rows = "".join(json.dumps(row) + "\n" for row in metrics)
-        self._put({"layers.csv": table.getvalue(), **recorded, "metrics.jsonl": rows})
+        self.files.put({"layers.csv": table.getvalue(), **recorded, "metrics.jsonl": rows})
 
     def finish(self, summary: Row) -> None:
         """Write the summary, and that the run is done."""
         self._still_ours()
-        self._put({"summary.json": json.dumps(summary, indent=2) + "\n"})
+        self.files.put({"summary.json": json.dumps(summary, indent=2) + "\n"})
         self._say("done")
 
     def _still_ours(self) -> None:
@@ -300,12 +292,7 @@ class Run:
 
     def forget(self) -> None:
         """Remove what was computed, to begin anew. The run must be held."""
-        names = ("summary.json", "metrics.jsonl", "layers.csv", "steps.csv")
-        if any(name in self._checksums() for name in names):
-            kept = {name: known for name, known in self._checksums().items() if name not in names}
-            write(self.path / CHECKSUMS, json.dumps(kept, indent=2) + "\n")
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
+        self.files.forget(("summary.json", "metrics.jsonl", "layers.csv", "steps.csv"))
         for path in self.all_measured():
             path.unlink()
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
@@ -348,19 +335,6 @@ class Run:
         except OSError:
             return True
 
-    def _put(self, files: dict[str, str]) -> None:
-        """Write them, the checksum of each before it takes its place, and that of what it replaces until it has."""
-        known = self._checksums()
-        new = {name: [hashlib.sha256(content.encode()).hexdigest()] for name, content in files.items()}
-        either = {name: [*known.get(name, [ABSENT]), *digest] for name, digest in new.items()}
-        write(self.path / CHECKSUMS, json.dumps({**known, **either}, indent=2) + "\n")
-        for name, content in files.items():
-            write(self.path / name, content)
-        write(self.path / CHECKSUMS, json.dumps({**known, **new}, indent=2) + "\n")
-
-    def _checksums(self) -> dict[str, list[str]]:
-        return checksums(self.path / CHECKSUMS)
-
     def _say(self, state: str, **more: Any) -> None:
         kept = {key: value for key, value in self.status.items() if key not in OUTCOME}
         if state != "running":
@@ -370,15 +344,11 @@ class Run:
         write(self.path / "status.json", json.dumps({**kept, "state": state, **more}, indent=2) + "\n")
 
     def _there(self, name: str) -> bool:
-        """Whether there is such a file; DamagedError where there was one, and nobody has forgotten it.
-
-        The summary is derived: where it is gone, the run is resumed to make it again.
-        """
-        for _ in range(2):  # whoever is at work on the run may have written it between the two looks, or forgotten it
-            found = (self.path / name).exists()
-            if found or name == "summary.json" or ABSENT in self._checksums().get(name, [ABSENT]):
-                return found
-        raise self._damaged(name)
+        """Whether there is such a file; DamagedError where there was one. The summary is derived: where it is gone, the run is resumed."""
+        try:
+            return (self.path / name).exists() if name == "summary.json" else self.files.there(name)
+        except ValueError as error:
+            raise self._damaged(name) from error
 
     def _json(self, name: str) -> Row:
         try:

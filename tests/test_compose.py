@@ -50,7 +50,10 @@ def test_the_rest_is_left_to_hydra(words):
     assert plainly(words) is None
 
 
-@pytest.mark.parametrize("group", ["experiment", "optimizer", "dataset", "model", "base", "schedule", "scale"])
+MANY = [pytest.param(group, marks=pytest.mark.long) for group in ("experiment", "optimizer")]
+
+
+@pytest.mark.parametrize("group", [*MANY, "dataset", "model", "base", "schedule", "scale"])
 def test_every_option(by_hydra, group):
     for option in options(group):
         words = [f"{group}={option}"]

@@ -143,7 +143,13 @@ def imagenet(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("experiment", [pytest.param(e, marks=() if e in SAMPLE else pytest.mark.slow) for e in EXPERIMENTS])
+OFTEN = SAMPLE - {"msam/glue_mrpc"}
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(e, marks=() if e in OFTEN else pytest.mark.long if e in SAMPLE else pytest.mark.slow) for e in EXPERIMENTS],
+)
 def test_every_experiment_trains(experiment, imagenet, tmp_path, monkeypatch):
     """``make smoke``: a step an epoch, of 8 samples of the real data, evaluated, written down."""
     command = (CONF / "experiment" / f"{experiment}.yaml").read_text().splitlines()[1].split()[4:]

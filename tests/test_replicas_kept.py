@@ -111,6 +111,7 @@ def called(case):
     return "-".join([name, kind, loop, *options])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: called(CASES[i]))
 def test_two_replicas_are_one_process(trained, case):
     first, second = trained[0][case], trained[1][case]
@@ -121,6 +122,7 @@ def test_two_replicas_are_one_process(trained, case):
     assert max((alone[name] - made(CASES[case][3]).state_dict()[name]).abs().max().item() for name in weights) > 1e-3
 
 
+@pytest.mark.long
 def test_replicas_share_the_buffers_that_the_clean_pass_of_the_first_left(trained):
     """The wrapper sends them before the perturbed pass, which puts back what it has sent."""
     for name in ("sam", "layerwise"):

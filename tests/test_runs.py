@@ -478,6 +478,7 @@ def test_a_sweep_skips_what_is_done_goes_past_a_failure_and_ends_with_a_table(tm
     assert "Traceback" not in sweep.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_takes_keys_of_the_options_it_sweeps_over(tmp_path):
     words = ["-m", "model=wrn16_2,wrn28_10", "model.dropout=0.3", "optimizer=sam", "rho=0.1", "dry_run=true", f"runs_dir={tmp_path}"]
     sweep = command("sam_repro", *words, "batch_size=2", "train_fraction=0.01", cwd=tmp_path)

@@ -274,6 +274,7 @@ def test_every_row_has_its_runs_and_the_best_is_named_as_that(own, trained, tmp_
     assert (tmp_path / "results" / "search.md").read_text() == page
 
 
+@pytest.mark.long
 def test_the_projects_own_search_fills_its_first_rung(tmp_path):
     plan = load(EXPERIMENTS / "search.yaml", asked(tmp_path))
     assert len(stages(plan, asked(tmp_path))[0].entries) == 60

@@ -140,6 +140,7 @@ rows:
 """
 
 
+@pytest.mark.long
 def test_run_does_what_is_missing_and_survives_a_failure(tmp_path):
     """Two processes at a time: one run is new, one fails, one diverges, and one, made by the ordinary command, is not made again."""
     folder = declare(tmp_path / "experiments", TINY)

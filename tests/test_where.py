@@ -358,10 +358,10 @@ def test_fisher_sams_perturbation_has_its_length_in_its_metric():
 def test_unified_sam_is_between_both(lam, weights):
     gradient = create("unified_sam", small_chain(), rho=0.1, lambd=lam)
     g = [torch.randn_like(p) for p in gradient.structure.parameters]
-    for weight in weights:
+    for step, weight in enumerate(weights):
+        gradient.where.begin(step)
         length = total_norm(gradient.where.perturbation(gradient.where.everything, g)).item()
         assert length == pytest.approx(0.1 * ((1 - weight) * total_norm(g).item() + weight))
-        gradient.where.observe(torch.zeros(4))
 
 
 def test_zsharp_keeps_what_the_z_score_of_its_authors_keeps():
@@ -396,7 +396,7 @@ def test_noise_is_the_same_for_a_step_and_another_for_the_next():
     model = small_chain()
     gradient = create("random_sam", model, std=0.5, seed=3)
     first, again = (vector(gradient.where.perturbation(gradient.where.everything, [])) for _ in range(2))
-    gradient.where.observe(torch.zeros(4))
+    gradient.where.begin(1)
     assert torch.equal(first, again)
     assert not torch.equal(first, vector(gradient.where.perturbation(gradient.where.everything, [])))
     other = create("random_sam", model, std=0.5, seed=4).where

@@ -30,7 +30,7 @@ from ..schema import UserError
 from . import fits
 from .batches import MicroBatch
 from .between import Between
-from .combine import Combine, Mix
+from .combine import Combine
 from .method import Gradients, Method, Report, Step, weighted
 from .passes import Criterion, Losses, Masks, Passes, Weight, divided, perturbed, written
 from .samples import Samples
@@ -67,8 +67,8 @@ class Gradient(Method):
         where: Where,
         between: Between,
         samples: Samples,
+        combine: Combine,
         *,
-        combine: Combine | None = None,
         mix: float,
         bn: str,
         same_dropout: bool,
@@ -76,7 +76,7 @@ class Gradient(Method):
         plan: Plan,
     ) -> None:
         self.when, self.where, self.between, self.samples = when, where, between, samples
-        self.combination = combine or Mix()  # configurations of before there was a choice name none
+        self.combination = combine
         self.bn, self.scope = bn, scope
         self.step = 0
         self.passes = Passes(model, same_dropout)

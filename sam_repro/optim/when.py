@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..schema import UserError
+from .draws import put_back, state_of
 from .host import HostCopy, values
 from .structure import Plan, Structure, norm_of
 
@@ -154,18 +155,6 @@ class Random(When):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         put_back(self._coin, state["coin"])
-
-
-def state_of(coin: random.Random) -> list[Any]:
-    """Where a generator stands, as lists and numbers."""
-    version, numbers, gauss = coin.getstate()
-    return [version, list(numbers), gauss]
-
-
-def put_back(coin: random.Random, state: list[Any]) -> None:
-    """Have it stand there again."""
-    version, numbers, gauss = state
-    coin.setstate((version, tuple(numbers), gauss))
 
 
 @dataclass

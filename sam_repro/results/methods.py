@@ -26,8 +26,7 @@ def side_by_side(results: Path) -> tuple[str, pd.DataFrame]:
         return "", pd.DataFrame()
     most = max(known, key=lambda one: len(one.means))
     alike = [one for one in known if (one.name, one.scale, one.split) == (most.name, most.scale, most.split)]
-    found = frames.measurements[frames.measurements.name == "lambda_max"].astype({"run": str})
-    eigenvalues = found.set_index("run").value if len(found) else pd.Series(dtype=float)
+    eigenvalues, samples = (_measured(frames, name) for name in ("lambda_max", "samples"))
     rows = []
     for place, setting, group in ((one, *named) for one in alike for named in one.done.groupby("setting")):
         sharpness, steps = eigenvalues.reindex(group.index), group.step_cost.astype(float)
@@ -35,11 +34,19 @@ def side_by_side(results: Path) -> tuple[str, pd.DataFrame]:
             "setting": _named(frames.found[group.index[0]].config, setting) + (f" ({place.where})" if place.where != most.where else ""),
             "method": group.optimizer.iloc[0],
             "score": group.score_last.mean(), "score_std": group.score_last.std(), "step": steps.mean(), "step_std": steps.std(),
+            "samples": samples.reindex(group.index[sharpness.notna()]).max(),
             "lambda_max": sharpness.mean(), "lambda_max_std": sharpness.std(), "n": len(group),
         })  # fmt: skip
     epochs = ", ".join(map(str, sorted({int(count) for one in alike for count in one.done.epochs})))
     said = f"{most.name}, {epochs} epochs, scale {most.scale}, {most.where}; accuracy on the {most.split} after the last epoch"
     return said, pd.DataFrame(rows).sort_values("score", ascending=False, ignore_index=True)
+
+
+def _measured(frames: Frames, name: str) -> pd.Series:
+    """A number that ``measure sharpness`` left, by run."""
+    found = frames.measurements
+    found = found[(found.measure == "sharpness") & (found.name == name)]
+    return pd.Series(found.value.to_numpy(), found.run.astype(str))
 
 
 def _named(config: Row, setting: str) -> str:

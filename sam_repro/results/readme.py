@@ -106,8 +106,10 @@ def _methods(results: Path) -> str:
         },
         index=list(rows.setting),
     )
-    sharp = "The time of a step is timed in turns with SGD's. λ_max, the largest eigenvalue of the Hessian, says how sharp the minimum is."
-    return f"{said}; {seeds_of(rows)}. {sharp}\n\n{markdown(told)}"
+    counts = " or ".join(f"{count:,.0f}" for count in sorted(rows.samples.dropna().unique()))
+    of = f" of the loss of {counts} training samples" if counts else ""
+    sharp = f"λ_max, the largest eigenvalue of the Hessian{of}, says how sharp the minimum is."
+    return f"{said}; {seeds_of(rows)}. The time of a step is timed in turns with SGD's. {sharp}\n\n{markdown(told)}"
 
 
 def _claims(results: Path, where: str) -> str:

@@ -100,6 +100,19 @@ class Where:
         """Take up where ``state_dict`` left off."""
 
 
+class Filtered(Where):
+    """Perturbs, at every step, the parameters of the model that ``tensors`` lets pass: all, weights, norm."""
+
+    tensors: str
+
+    def setup(self, structure: Structure, plan: Plan) -> None:
+        super().setup(structure, plan)
+        self._selected = self.among(self.everything, self.tensors)
+
+    def select(self) -> list[int]:
+        return self._selected
+
+
 def ratio(numerator: Tensor | float, denominator: Tensor) -> Tensor:
     """The quotient; zero over zero is zero: where there is no direction we stay where we are."""
     return torch.where(denominator == 0, torch.zeros_like(denominator), numerator / denominator)

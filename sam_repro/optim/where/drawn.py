@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..draws import numbered, put_back, state_of
 from ..structure import Plan, Structure, norm_of, real, unreal
 from .base import Tensors, Where, ratio
 
@@ -46,13 +47,11 @@ class RandomTensors(Where):
         self._drawn = [index for index in self.everything if self._random.random() < self.beta]
 
     def state_dict(self) -> dict[str, Any]:
-        version, numbers, gauss = self._random.getstate()
-        return {"drawn": list(self._drawn), "random": [version, list(numbers), gauss]}
+        return {"drawn": list(self._drawn), "random": state_of(self._random)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._drawn = list(state["drawn"])
-        version, numbers, gauss = state["random"]
-        self._random.setstate((version, tuple(numbers), gauss))
+        put_back(self._random, state["random"])
 
 
 @dataclass
@@ -70,7 +69,11 @@ class Noise(Where):
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
         self.refuse_shards()
-        self.seed, self.step = plan.seed, 0
+        self.seed = plan.seed
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        self.step = step
 
     @property
     def varies(self) -> str:
@@ -79,19 +82,10 @@ class Noise(Where):
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         weights = [self.structure.parameters[index].detach() for index in selected]
         pairs = real(weights)
-        generator = torch.Generator(pairs[0].device).manual_seed(self.seed * 1_000_003 + self.step)
+        generator = numbered(self.seed, self.step, pairs[0].device)
         drawn = torch.randn(sum(t.numel() for t in pairs), generator=generator, device=pairs[0].device)
         wide = [torch.promote_types(t.dtype, torch.float32) for t in pairs]
         sizes = [w.flatten(1).norm(dim=1).view(-1, *[1] * (w.ndim - 1)) if w.ndim > 1 else w.norm() for w in pairs]
         noise = [part.view(t.shape) for part, t in zip(drawn.split([t.numel() for t in pairs]), pairs, strict=True)]
         scaled = [(n.to(dtype) * (self.std * size)).to(t.dtype) for n, size, t, dtype in zip(noise, sizes, pairs, wide, strict=True)]
         return unreal(scaled, weights)
-
-    def observe(self, layer_norms: Tensor) -> None:
-        self.step += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...schema import UserError
+from ..draws import numbered
 from ..host import sent
 from ..structure import HALF, Plan, Structure, norm_of, real, unreal
 from .base import Parts, Tensors, Where, along, ratio
@@ -67,7 +68,11 @@ class Sparse(Moving):
         if plan.steps_per_epoch is None or plan.total_steps is None:
             raise UserError("where=sparse makes its mask anew by epochs: give steps_per_epoch= and total_steps=.")
         self.per_epoch, self.epochs, self.seed = plan.steps_per_epoch, plan.total_steps / plan.steps_per_epoch, plan.seed
-        self.step, self.made = 0, -1  # the epochs since which the mask is what it is, in units of every_epochs
+        self.made = -1  # the epochs since which the mask is what it is, in units of every_epochs
+        self.begin(0)
+
+    def begin(self, step: int) -> None:
+        self.step = step
 
     @property
     def varies(self) -> str:
@@ -85,7 +90,6 @@ class Sparse(Moving):
             new = self._anew(sizes, torch.cat([t.reshape(-1) for t in masks]), due + 1)
             self.replace(seen.indices, _shaped(new, masks), finite)
             self.made = due
-        self.step += 1
 
     def initial(self) -> list[Tensor]:
         like = real([p.detach() for p in self.structure.parameters])
@@ -114,15 +118,14 @@ class Sparse(Moving):
 
     def _draw(self, count: int, device: torch.device, number: int) -> Tensor:
         """Uniform numbers, the same in all processes: drawn on the host, by the number of the draw."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        return sent(torch.rand(count, generator=generator), device)
+        return sent(torch.rand(count, generator=numbered(self.seed, number)), device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "step": self.step, "made": self.made}
+        return {**super().state_dict(), "made": self.made}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.step, self.made = state["step"], state["made"]
+        self.made = state["made"]
 
 
 def _shaped(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

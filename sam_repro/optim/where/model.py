@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,24 +11,17 @@ from torch import Tensor
 from ...schema import UserError
 from ..falls import left
 from ..structure import Plan, Structure, norm_of
-from .base import Tensors, Where, along, ratio
+from .base import Filtered, Tensors, Where, along, ratio
 
 
 @dataclass
-class Model(Where):
+class Model(Filtered):
     """rho g/|g| over the whole model (SAM, Foret et al. 2021, Eq. 2), or rho g (KDD'24, Eq. 3)."""
 
     name = "model"
     rho: float
     normalize: bool
     tensors: str
-
-    def setup(self, structure: Structure, plan: Plan) -> None:
-        super().setup(structure, plan)
-        self._selected = self.among(self.everything, self.tensors)
-
-    def select(self) -> list[int]:
-        return self._selected
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         return along(gradients, self.rho, self.normalize)
@@ -48,25 +40,15 @@ class Unified(Where):
 
     def setup(self, structure: Structure, plan: Plan) -> None:
         super().setup(structure, plan)
-        self._lambd = structure.number()
-        self._begin(1)
+        self._lambd = structure.number()  # which a recorded step reads
+        self.begin(0)
 
-    def _begin(self, t: int) -> None:
-        """Step t is next. A recorded step reads its number on the device."""
-        self.t = t
+    def begin(self, step: int) -> None:
+        t = step + 1
         self._lambd.fill_({"1/t": 1 / t, "1-1/t": 1 - 1 / t}[self.lambd] if isinstance(self.lambd, str) else self.lambd)
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         return torch._foreach_mul(gradients, ratio(self.rho * self._lambd, norm_of(gradients)) + self.rho * (1 - self._lambd))
-
-    def observe(self, layer_norms: Tensor) -> None:
-        self._begin(self.t + 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"t": self.t}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._begin(state["t"])
 
 
 @dataclass

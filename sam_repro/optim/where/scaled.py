@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..structure import Plan, Structure, norm_of, real, unreal
-from .base import Tensors, Where, along, ratio
+from ..structure import norm_of, real, unreal
+from .base import Filtered, Tensors, Where, along, ratio
 
 
 @dataclass
-class Adaptive(Where):
+class Adaptive(Filtered):
     """rho T^2 g/|T g| with T = |w| + eta for weights, 1 for the rest (ASAM, Kwon et al. 2021, and its official code).
 
     ``biases``: T = |w| + eta for the rest as well, as in the code of SAM-ON.
@@ -24,13 +24,6 @@ class Adaptive(Where):
     eta: float
     biases: bool
     tensors: str
-
-    def setup(self, structure: Structure, plan: Plan) -> None:
-        super().setup(structure, plan)
-        self._selected = self.among(self.everything, self.tensors)
-
-    def select(self) -> list[int]:
-        return self._selected
 
     def perturbation(self, selected: Sequence[int], gradients: list[Tensor]) -> Tensors:
         # As in the official code, "weight" in the name decides: normalisation weights scale, biases do not.
