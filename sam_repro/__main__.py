@@ -89,7 +89,9 @@ def launch(config: dict[str, Any], overrides: list[str], *, brief: bool = False)
         raise Diverged(run.verdict)  # again the same numbers would come of it
     from .provide import provide
     from .train.loop import train
+    from .trial import Trial
 
+    Trial().check(config)  # before data are fetched, and before there is a directory of a run that cannot be
     provide(config)
     verb = "resumes" if run.begun and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):

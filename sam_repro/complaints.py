@@ -36,6 +36,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if match:
         composed = _what_composes(overrides)
         return no_such_knob(match[1].partition("@")[0], composed["optimizer"]["name"], composed)
+    if not text.strip():  # of its own settings it may say nothing
+        return f"Hydra cannot read {' '.join(str(short(word)) for word in overrides if 'hydra' in word) or 'these words'}."
     return text.strip().splitlines()[0]
 
 

@@ -21,9 +21,8 @@ def check(logger: Sequence[Any], settings: dict[str, Any]) -> None:
             raise UserError(f"logger=[{name}] needs {' and '.join(missing)}: pip install 'sam-repro[{name}]'.")
     if len(set(logger)) < len(logger):
         raise UserError(f"logger=[{','.join(logger)}] names a tracker twice.")
-    if "wandb" in logger:
-        if settings["mode"] not in MODES:
-            raise UserError(f"wandb.mode is one of {', '.join(MODES)}, not {settings['mode']!r}.{suggest(str(settings['mode']), MODES)}")
-        for key, value in settings.items():
-            if not isinstance(value, str):
-                raise UserError(f"wandb.{key} is a word, not {value!r}: wandb.{key}=\"'{value}'\".")
+    for key, value in settings.items():
+        if not isinstance(value, str):
+            raise UserError(f"wandb.{key} is a word, not {value!r}: wandb.{key}=\"'{value}'\".")
+    if "wandb" in logger and settings["mode"] not in MODES:
+        raise UserError(f"wandb.mode is one of {', '.join(MODES)}, not {settings['mode']!r}.{suggest(settings['mode'], MODES)}")

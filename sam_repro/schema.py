@@ -287,5 +287,10 @@ def check_path(key: str, value: str) -> None:
         raise UserError(f"{key}= has no value: it names a folder, as in {key}=some/where.")
     if name.startswith("~"):
         raise UserError(f'{key}={value}: no shell replaces this ~; write {key}="$HOME{name[1:]}", or the whole path.')
-    if plain(name) != name:
-        raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
+    check_plain(key, name)
+
+
+def check_plain(key: str, value: str) -> None:
+    """UserError where the text is not UTF-8, which YAML is, or has control characters, which a terminal obeys."""
+    if plain(value) != value:
+        raise UserError(f"{key}={plain(value)} is no plain text in UTF-8: make a link to it with a name that is, and give that.")

@@ -25,9 +25,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from .files import CHECKSUMS, Checked, write
-from .plain import plain
 from .provenance import now, provenance
-from .schema import Diverged, UserError, parse
+from .schema import Diverged, UserError, check_plain, parse
 
 Row = dict[str, Any]
 # What the commands of python -m sam_repro.measure write beside a finished run.
@@ -227,8 +226,7 @@ class Run:
         Raises UserError where another process holds it, and where a path in ``config`` is not UTF-8, which YAML is.
         """
         for key, value in config.items():
-            if plain(f"{value}") != f"{value}":
-                raise UserError(f"{key}={value} is no text in UTF-8: make a link to it with a name that is, and give that.")
+            check_plain(key, str(value))
         with self._locked():
             for name in ("traceback.txt", *([CHECKSUMS, "status.json"] if config["rerun"] else [])):
                 (self.path / name).unlink(missing_ok=True)

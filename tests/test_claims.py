@@ -209,7 +209,7 @@ def test_several_parts():
     open_, none = Ruling("undecided", 0.3, 0.7), Ruling("not run")
     for given, all_, any_ in [
         ([good, good], "supported", "supported"), ([good, open_], "undecided", "supported"), ([good, bad], "contradicted", "supported"),
-        ([good, none], "not run", "supported"), ([bad, none], "contradicted", "not run"), ([bad, bad], "contradicted", "contradicted"),
+        ([good, none], "undecided", "supported"), ([bad, none], "contradicted", "undecided"), ([bad, bad], "contradicted", "contradicted"),
         ([bad, open_], "contradicted", "undecided"), ([none, none], "not run", "not run"),
     ]:  # fmt: skip
         assert combine(given, any_=False)[0].verdict == all_
@@ -371,7 +371,18 @@ def test_a_slope_a_ratio_and_a_rank_of_runs(tmp_path):
 def test_one_benchmark_does_not_stand_for_two(tmp_path):
     runs(tmp_path)
     found = verdict(tmp_path, MINE.replace("[dataset=digits epochs=1]", "[dataset=digits epochs=1, epochs=1 dataset=digits]"))
-    assert (found.ours.verdict, found.found[1].why) == ("not run", "these are the runs of dataset=digits epochs=1")
+    assert (found.ours.verdict, found.partly, found.found[1].why) == ("undecided", True, "these are the runs of dataset=digits epochs=1")
+
+
+def test_a_claim_of_which_a_part_has_runs_says_how_many_have_none(tmp_path):
+    runs(tmp_path)
+    path = mine(tmp_path, MINE.replace("[dataset=digits epochs=1]", "[dataset=digits epochs=1, dataset=digits epochs=2]"))
+    dispatch(["report", f"file={path}", f"runs_dir={tmp_path / 'runs'}", f"results_dir={tmp_path / 'results'}"])
+    page = (tmp_path / "results" / "mine.md").read_text()
+    assert "| mine | 0 | 0 | 1 (1 partly run) | 0 | 1 |" in page
+    assert "| **undecided**, 1 of 2 parts not run |" in page
+    (line,) = csv.DictReader((tmp_path / "results" / "mine.csv").open())
+    assert (line["verdict"], line["parts_not_run"]) == ("undecided", "1")
 
 
 def test_a_reduced_scale_is_said_and_the_papers_comes_first(tmp_path):

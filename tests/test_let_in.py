@@ -363,7 +363,7 @@ def test_wrong_types_in_the_configuration_of_a_run_are_a_damaged_file(tmp_path, 
 def test_names_that_are_not_utf8_are_named_where_they_cannot_be_kept(tmp_path, capsys):
     odd = os.fsdecode(b"\xff\xfe")
     with (
-        pytest.raises(UserError, match=r"data_dir=.* is no text in UTF-8: make a link"),
+        pytest.raises(UserError, match=r"data_dir=.* is no plain text in UTF-8: make a link"),
         Run(tmp_path, "0123").held({**compose([]), "data_dir": str(tmp_path / odd)}, "it"),
     ):
         pass

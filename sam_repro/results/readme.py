@@ -130,7 +130,9 @@ def _claims(results: Path, where: str) -> str:
         why = f" *{claim.note}*" if claim.note and one.verdict == "contradicted" else ""
         lines.append(f"- **{one.verdict}** ({one.paper}, {one.where}): {claim.says}{why}")
     head = f"Of {len(claims)} claims of the papers {counts['supported']} are supported so far, {counts['contradicted']} contradicted and "
-    head += f"{counts['undecided']} undecided; {counts['not run']} have not all of their runs yet ([all of them]({where}/claims.md)). "
+    partly = int(((claims.verdict == "undecided") & (claims.parts_not_run != "")).sum())
+    head += f"{counts['undecided']} undecided, {partly} of them with a part of their runs; {counts['not run']} have none yet "
+    head += f"([all of them]({where}/claims.md)). "
     trained = int((decided.run_ids != "").sum())
     head += f"Trainings have decided {trained} of them; {len(decided) - trained} were decided by what needs none: identities in float64, "
     head += "counts of passes and parameters, timings, counterexamples. Among these:"

@@ -63,6 +63,16 @@ class Verdict:
         return list(dict.fromkeys(one for found in self.found for one in found.run_ids))
 
     @property
+    def lacking(self) -> int:
+        """How many of ``found`` have no runs at all."""
+        return sum(found.ours.verdict == NOT_RUN for found in self.found)
+
+    @property
+    def partly(self) -> bool:
+        """Whether it is undecided for want of runs of a part."""
+        return self.ours.verdict == UNDECIDED and self.lacking > 0
+
+    @property
     def scales(self) -> list[str]:
         """Of its runs."""
         return list(dict.fromkeys(found.setting.scale for found in self.found if found.setting))

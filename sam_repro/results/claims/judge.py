@@ -208,7 +208,7 @@ def combine(rulings: Sequence[Ruling], any_: bool) -> tuple[Ruling, int]:
     """What several come to, with the numbers of the one that decides, and its index.
 
     All must hold: one that is contradicted refutes. Or any: then one must hold after Holm's correction over them, so that one which was not
-    run counts among them.
+    run counts among them. Where some have runs and others none, they do not decide.
     """
     p, q, count = [one.p for one in rulings], [one.q for one in rulings], len(rulings)
     verdicts = [one.verdict for one in rulings]
@@ -217,8 +217,9 @@ def combine(rulings: Sequence[Ruling], any_: bool) -> tuple[Ruling, int]:
         verdict = SUPPORTED if p_all <= LEVEL else CONTRADICTED if {*verdicts} == {CONTRADICTED} else ""
     else:
         verdict = CONTRADICTED if CONTRADICTED in verdicts else SUPPORTED if {*verdicts} == {SUPPORTED} else ""
-    verdict = verdict or (NOT_RUN if NOT_RUN in verdicts else UNDECIDED)
-    of_it = [index for index, one in enumerate(verdicts) if one == verdict] or list(range(count))
+    known = [index for index, one in enumerate(verdicts) if one != NOT_RUN]
+    verdict = verdict or (UNDECIDED if known else NOT_RUN)
+    of_it = [index for index, one in enumerate(verdicts) if one == verdict] or known or [0]
     sign = -1 if any_ else 1
     decisive = min(of_it, key=lambda index: sign * rulings[index].margin if not math.isnan(rulings[index].margin) else -math.inf)
     one = rulings[decisive]

@@ -11,22 +11,22 @@ from collections.abc import Sequence
 from ...schema import read
 from .declare import Claims
 from .evidence import Found, Verdict
-from .judge import NOT_RUN, VERDICTS, Ruling
+from .judge import NOT_RUN, UNDECIDED, VERDICTS, Ruling
 
 COLUMNS = (
     "paper", "claim", "where", "verdict", "effect", "low", "high", "n", "n_needed", "paper_effect", "paper_verdict", "scale", "run_ids",
-    "holm",
+    "holm", "parts_not_run",
 )  # fmt: skip
 NOT_STATED = "not stated"
 PARTS = {0.5: "half", 0.25: "a quarter", 0.2: "a fifth", 0.1: "a tenth", 0.05: "a twentieth", 0.01: "a hundredth"}
 HOW = """A claim is one number, the effect, and the region in which the paper's sentence holds. **Supported**: the effect's 95 % interval
 lies inside the region; **contradicted**: wholly outside; **undecided**: neither, or a seed that the claim declares is missing or diverged;
 **not run**: there are no runs of one of its sides. Methods are paired by seed, and all methods of the paper's claims in a benchmark give
-the residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the claim; its line has the
-numbers of the one that decides, the lines below have each. *Holm*: the verdict after Holm's correction over all judged claims of the
-paper. *n needed*: seeds a method with which the interval decides, four times of five, at the effect and the deviation seen. The paper's
-own numbers are judged by the same rule, its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale.
-Computed from runs by `python -m sam_repro.claims report`; docs/claims.md says more."""
+the residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the claim; where the others have
+runs, and a part has none, it is undecided. Its line has the numbers of the one that decides, the lines below have each. *Holm*: the verdict
+after Holm's correction over all judged claims of the paper. *n needed*: seeds a method with which the interval decides, four times of five,
+at the effect and the deviation seen. The paper's own numbers are judged by the same rule, its ± taken as sample standard deviations. A
+verdict at a reduced scale is about that scale. Computed from runs by `python -m sam_repro.claims report`; docs/claims.md says more."""
 
 
 def as_csv(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
@@ -40,7 +40,7 @@ def as_csv(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
             writer.writerow([
                 claims.paper, one.claim.id, one.claim.where, ours.verdict, *(number(x) for x in (ours.effect, ours.low, ours.high)),
                 ours.n or "", ours.needed or "", number(papers.effect), papers_word(papers), ";".join(one.scales),
-                ";".join(one.run_ids), one.holm,
+                ";".join(one.run_ids), one.holm, one.lacking or "",
             ])  # fmt: skip
     return text.getvalue()
 
@@ -49,13 +49,13 @@ def as_markdown(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
     """The page."""
     rows = [_row(["", *VERDICTS, "all"]), "| --- " * 6 + "|"]
     for claims, verdicts in judged:
-        rows.append(_counted(claims.paper, [one.ours.verdict for one in verdicts]))
+        rows.append(_counted(claims.paper, [one.ours.verdict for one in verdicts], sum(one.partly for one in verdicts)))
         rows.append(_counted(f"{claims.paper}, after Holm", [one.holm for one in verdicts]))
         rows.append(_counted(f"{claims.paper}, by its own numbers", [papers_word(one.papers) for one in verdicts]))
     parts = [
         "# Claims, judged",
         "\n".join(rows),
-        "In the paper's own numbers *not run* is *not stated*: it prints no number, or no deviation.",
+        "*Partly run*: a part of the claim has no runs. In the paper's own numbers *not run* is *not stated*: no number, or no deviation.",
         HOW,
     ]
     for claims, verdicts in judged:
@@ -63,9 +63,12 @@ def as_markdown(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _counted(label: str, words: Sequence[str]) -> str:
+def _counted(label: str, words: Sequence[str], partly: int = 0) -> str:
     count = Counter(NOT_RUN if word == NOT_STATED else word for word in words)
-    return _row([label, *(str(count[verdict]) for verdict in VERDICTS), str(len(words))])
+    said = {verdict: str(count[verdict]) for verdict in VERDICTS}
+    if partly:
+        said[UNDECIDED] += f" ({partly} partly run)"
+    return _row([label, *said.values(), str(len(words))])
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
@@ -102,8 +105,11 @@ def _notes(verdicts: Sequence[Verdict]) -> str:
 
 def _said(ours: Ruling, found: Sequence[Found]) -> str:
     """The verdict, with the scale that it is of where that is not the paper's."""
+    if ours.verdict == NOT_RUN:
+        return ours.verdict
     reduced = dict.fromkeys(in_words(one.setting.scale) for one in found if one.setting and one.setting.scale != "paper")
-    return ", ".join([f"**{ours.verdict}**", *reduced]) if ours.verdict != NOT_RUN else ours.verdict
+    lacking = sum(one.ours.verdict == NOT_RUN for one in found)
+    return ", ".join([f"**{ours.verdict}**", *reduced, *([f"{lacking} of {len(found)} parts not run"] if lacking else [])])
 
 
 def in_words(scale: str) -> str:
