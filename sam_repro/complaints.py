@@ -74,6 +74,9 @@ def no_such_knob(key: str, method: str, composed: Config) -> str:
         return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}.{has}"
     if owners:
         return f"{key!r} is not read: the part of optimizer={method} that reads it was swapped for another."
+    group, _, field = key.partition(".")
+    if group in composed and (others := [one for one in options(group) if field in read(f"{group}/{one}")]):
+        return f"{group}={composed[group]['name']} has no {field!r}; what has it: {', '.join(f'{group}={one}' for one in others)}."
     if key == "momentum":
         return "'momentum' belongs to base=sgd."
     return f"There is no key {key!r}.{_close(key, known)}"

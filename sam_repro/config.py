@@ -190,6 +190,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if key in GROUPS and (value.startswith("[") or any(NO_WORD.fullmatch(one.strip()) for one in value.split(","))):
             none = " Leave it out for none." if key == "experiment" else suggest(value, options(key))
             raise UserError(f"{override!r} is no choice.{none}")
+        if (key == "hydra" or key.startswith("hydra/")) and value.startswith("["):
+            raise UserError(f"{override!r} is no choice: one option is chosen, as in hydra/launcher=joblib.")
         if override.startswith("~"):
             raise UserError(f"{override!r}: a key cannot be removed, only set.")
         if "@" in override.partition("=")[0] or (value.startswith("{") and not key.startswith("hydra")):

@@ -22,7 +22,7 @@ from .device import device_type
 from .results.declare import EXPERIMENTS, Words, distinct, measures_of
 from .results.measurements import measure, missing
 from .results.select import Request, run_id
-from .results.work import Task, Work, check_all, time_left
+from .results.work import Task, Work, check_all, provide_all, time_left
 from .schema import UserError, parse, suggest
 from .store import OVER, Run
 
@@ -119,7 +119,9 @@ def run(todo: list[Task], request: Request) -> None:
     if hasattr(os, "nice"):
         os.nice(19)  # the children too: whoever works on the machine comes first
     os.environ["OMP_NUM_THREADS"] = "1"
-    check_all(task for task in todo if task.run.state not in OVER)
+    left = [task for task in todo if task.run.state not in OVER]
+    check_all(left)
+    provide_all(left)
     archived, failed = Path(request.results_dir) / "runs", []
     for index, task in enumerate(todo, 1):
         if task.run.path.parent == archived or task.run.state == "running":

@@ -1,6 +1,7 @@
 """The documents: every method has its card, and the examples run."""
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -125,6 +126,22 @@ def run(program, folder):
 
 
 @pytest.mark.long
+def test_the_scores_with_label_noise_are_those_of_the_runs():
+    """Two scores, then the runs that they are of, in the same order."""
+    ((scores, names),) = re.findall(r"SAM \(ρ = 0.1\) ended at (.*?): runs (\w+ and \w+)", (ROOT / "docs/training.md").read_text())
+    for score, name in zip(re.findall(r"([\d.]+) %", scores), names.split(" and "), strict=True):
+        summary = json.loads((ROOT / "results/runs" / name / "summary.json").read_text())
+        assert f"{summary['score_last']:.2f}" == score
+
+
+def test_the_scores_with_label_noise_are_those_of_the_runs():
+    """Two scores, then the runs that they are of, in the same order."""
+    ((scores, names),) = re.findall(r"SAM \(ρ = 0.1\) ended at (.*?): runs (\w+ and \w+)", (ROOT / "docs/training.md").read_text())
+    for score, name in zip(re.findall(r"([\d.]+) %", scores), names.split(" and "), strict=True):
+        summary = json.loads((ROOT / "results/runs" / name / "summary.json").read_text())
+        assert f"{summary['score_last']:.2f}" == score
+
+
 @pytest.mark.parametrize(("title", "program"), TITLED, ids=TITLES)
 def test_the_programs_of_the_library_page_run_as_printed(tmp_path, title, program):
     said = run(program, tmp_path)

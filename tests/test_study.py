@@ -3,6 +3,7 @@
 import pytest
 
 from sam_repro import study
+from sam_repro.results import work
 from sam_repro.results.declare import EXPERIMENTS
 from sam_repro.results.select import Request
 from sam_repro.schema import UserError
@@ -86,3 +87,14 @@ def test_one_that_cannot_run_is_told_before_the_first_begins(tmp_path, monkeypat
     path = write(tmp_path, OWN.replace("optimizer=layerwise epochs=2", "optimizer=layerwise k=99"))
     with pytest.raises(UserError, match=r"No run was started, for this one does not fit: .*optimizer=layerwise k=99.*\nk=99 does not fit"):
         study.run(study.tasks(path, request), request)
+
+
+def test_data_that_cannot_be_had_are_told_before_the_first_begins(tmp_path, monkeypatch):
+    def provide(config):
+        raise UserError(f"no {config['dataset']['name']}")
+
+    monkeypatch.setattr(study, "Work", None)
+    monkeypatch.setattr(work, "provide", provide)
+    request = asked(tmp_path)
+    with pytest.raises(UserError, match=r"No run was started, for this one has no data: .*\nno digits"):
+        study.run(study.tasks(write(tmp_path, OWN), request), request)
