@@ -68,6 +68,14 @@ def test_the_options_page_has_every_method_with_its_knobs_and_the_index_its_card
 README = (ROOT / "README.md").read_text()
 
 
+def test_the_scores_with_label_noise_are_those_of_the_runs():
+    """Two scores, then the runs that they are of, in the same order."""
+    ((scores, names),) = re.findall(r"SAM \(ρ = 0.1\) ended at (.*?): runs (\w+ and \w+)", (ROOT / "docs/training.md").read_text())
+    for score, name in zip(re.findall(r"([\d.]+) %", scores), names.split(" and "), strict=True):
+        summary = json.loads((ROOT / "results/runs" / name / "summary.json").read_text())
+        assert f"{summary['score_last']:.2f}" == score
+
+
 def test_the_loop_of_the_front_page_runs_as_printed():
     (program,) = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
     model = small_chain()
@@ -126,22 +134,6 @@ def run(program, folder):
 
 
 @pytest.mark.long
-def test_the_scores_with_label_noise_are_those_of_the_runs():
-    """Two scores, then the runs that they are of, in the same order."""
-    ((scores, names),) = re.findall(r"SAM \(ρ = 0.1\) ended at (.*?): runs (\w+ and \w+)", (ROOT / "docs/training.md").read_text())
-    for score, name in zip(re.findall(r"([\d.]+) %", scores), names.split(" and "), strict=True):
-        summary = json.loads((ROOT / "results/runs" / name / "summary.json").read_text())
-        assert f"{summary['score_last']:.2f}" == score
-
-
-def test_the_scores_with_label_noise_are_those_of_the_runs():
-    """Two scores, then the runs that they are of, in the same order."""
-    ((scores, names),) = re.findall(r"SAM \(ρ = 0.1\) ended at (.*?): runs (\w+ and \w+)", (ROOT / "docs/training.md").read_text())
-    for score, name in zip(re.findall(r"([\d.]+) %", scores), names.split(" and "), strict=True):
-        summary = json.loads((ROOT / "results/runs" / name / "summary.json").read_text())
-        assert f"{summary['score_last']:.2f}" == score
-
-
 @pytest.mark.parametrize(("title", "program"), TITLED, ids=TITLES)
 def test_the_programs_of_the_library_page_run_as_printed(tmp_path, title, program):
     said = run(program, tmp_path)

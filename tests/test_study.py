@@ -9,6 +9,13 @@ from sam_repro.results.select import Request
 from sam_repro.schema import UserError
 from sam_repro.store import Run
 
+
+@pytest.fixture(autouse=True)
+def as_fast_as_the_others(monkeypatch):
+    """The process of the tests goes on after a study, which gives way to everybody."""
+    monkeypatch.setattr(study.os, "nice", lambda _: None)
+
+
 OWN = """
 with: device=cpu train_fraction=0.1
 measure: [norms samples=32]
