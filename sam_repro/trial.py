@@ -43,6 +43,7 @@ class Trial:
 def _on_meta(settings: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | None:
     """The model on torch's meta device, where tensors have shapes and no numbers; None where it is none for that."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
     from . import models
 
@@ -50,9 +51,16 @@ def _on_meta(settings: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | N
     shape: dict[str, Any] = {"num_classes": holds.get("classes", 10)}
     if kind("dataset", dataset["name"]) == "images":
         shape |= {"in_channels": holds.get("channels", 3), "image_size": dataset.get("size") or holds.get("side", 224)}
+
+    class Unfilled(TorchFunctionMode):
+        """Random numbers for tensors that have none make torch load its compiler, which takes seconds."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
+
     unread: dict[str, Any] = {key: type(settings[key])() for key in ("pretrained", "weights") if key in settings}
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return models.create(**{**settings, **unread}, **shape)
     except UserError:
         if holds and f"model/{settings['name']}" not in OWN:

@@ -77,11 +77,11 @@ def test_a_second_interrupt_does_not_wait():
     keeper = Keeper(SimpleNamespace(config={"save_every": 0.0}), None)
     before = signal.getsignal(signal.SIGTERM)
     with keeper.listening():
-        os.kill(os.getpid(), signal.SIGUSR2)
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGUSR2)
+        signal.raise_signal(signal.SIGHUP)
         assert keeper.asked == signal.SIGHUP
         with pytest.raises(Stopped) as caught:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         assert caught.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 

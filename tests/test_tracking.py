@@ -32,7 +32,17 @@ def run_here(folder, *overrides) -> Run:
 
 
 def records(path):
-    """The records of a .wandb file: LevelDB's log format, 7 bytes of W&B's before it."""
+    """The records of a .wandb file. W&B's process writes the last of them a moment after the run was finished, and of a killed one never."""
+    for _ in range(100):
+        found = list(as_they_are(path))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def as_they_are(path):
+    """LevelDB's log format, 7 bytes of W&B's before it."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, parts = path.read_bytes(), 7, b""
@@ -49,7 +59,7 @@ def records(path):
 
 def recorded(run):
     """What W&B's offline files hold of a run: a segment for each time it was taken up."""
-    found = [list(records(next(folder.glob("*.wandb")))) for folder in commands.recorded(run.path)]
+    found = [records(next(folder.glob("*.wandb"))) for folder in commands.recorded(run.path)]
     return [{record.WhichOneof("record_type"): record for record in segment} for segment in found], found
 
 
