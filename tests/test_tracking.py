@@ -32,7 +32,7 @@ def run_here(folder, *overrides) -> Run:
 
 
 def records(path):
-    """The records of a .wandb file. W&B's process writes the last of them a moment after the run was finished, and of a killed one never."""
+    """The records of a .wandb file. W&B's process writes the last a moment after the run was finished, and of a killed one never."""
     for _ in range(100):
         found = list(as_they_are(path))
         if any(record.WhichOneof("record_type") == "exit" for record in found):
