@@ -397,6 +397,18 @@ def test_a_reduced_scale_is_said_and_the_papers_comes_first(tmp_path):
     assert verdict(tmp_path, scale="small").ours.verdict == "supported"
 
 
+def test_what_stands_in_may_be_of_one_benchmark_alone(tmp_path):
+    both = MINE.replace("[dataset=digits epochs=1]", "[dataset=digits epochs=1, dataset=digits epochs=2]")
+    scales = "scales: {small: {dataset=digits epochs=2: {run: model=wrn16_2, note: N}}}\n"
+    for epochs, *more in (("epochs=1",), ("epochs=2", "model=wrn16_2")):
+        runs(tmp_path, (92.0, 93.0, 92.4), (90.0, 90.5, 90.2), epochs, "scale=small", *more)
+    found = verdict(tmp_path, scales + both, scale="small")
+    assert (found.ours.verdict, [one.note for one in found.found]) == ("supported", ["", "N"])
+    assert verdict(tmp_path, scales + both + "    scales: {}\n", scale="small").lacking == 1
+    with pytest.raises(UserError, match="scales: there is no 'kdd24/nope'"):
+        load(mine(tmp_path, scales.replace("dataset=digits epochs=2", "kdd24/nope") + both))
+
+
 def test_the_report_is_byte_stable_and_keeps_the_runs(tmp_path):
     runs(tmp_path)
     paper = "    paper: {dataset=digits epochs=1: [92.8 ± 0.3, 91.9 ± 0.3]}\n    paper_n: 3\n"

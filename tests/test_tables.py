@@ -10,7 +10,7 @@ from own_tables import declare, lines_of, put, sheet_of, time_steps
 from scipy.stats import t as student
 
 from sam_repro.results.archive import archive
-from sam_repro.results.declare import load, select
+from sam_repro.results.declare import Substitute, load, select
 from sam_repro.results.figures import draw
 from sam_repro.results.frames import Frames
 from sam_repro.results.numbers import COLUMNS
@@ -272,6 +272,14 @@ def test_a_substitute_is_named_and_counts_at_its_scale_alone(tmp_path):
     assert "At scale small: two cores." in sheet.notes
     assert "Ours: scale small (epochs x 1, data x 0.1), cpu (two cores); python" in caption(sheet)
     assert sheet_of(tmp_path, table, scale="paper").lines.model[0] == "resnet20"
+
+
+def test_what_stands_in_for_a_row_and_for_a_column_stands_in_together(tmp_path):
+    content = """scales: {small: {run: model=wrn16_2, note: two cores}}
+columns: {SGD: {run: optimizer=sgd, scales: {small: {run: precision=fp32 model=resnet20, note: in fp32}}}}
+rows: {a: {}}"""
+    (cell,) = load(declare(tmp_path / "experiments", content), "own/t").cells
+    assert cell.substitutes["small"] == Substitute(("model=resnet20", "precision=fp32"), "two cores; in fp32")
 
 
 def test_what_is_not_the_papers_setting_is_said_beside_every_number(tmp_path, methods):

@@ -245,7 +245,9 @@ def _substitutes(nodes: list[dict[str, Any]]) -> dict[str, Substitute]:
     for node in nodes:
         for scale, given in node.get("scales", {}).items():
             only(given, {"run", "note"})
-            found[scale] = Substitute(tuple(given["run"].split()), given["note"])
+            before = found.get(scale, Substitute((), ""))
+            words = distinct((*before.words, *given["run"].split()))
+            found[scale] = Substitute(words, "; ".join(filter(None, [before.note, given["note"]])))
     return found
 
 

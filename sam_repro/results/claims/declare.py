@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,7 +47,7 @@ class Part:
     check: str = ""
     paper: Mapping[str, tuple[Printed | None, ...]] = field(default_factory=dict)  # by benchmark, of each run
     paper_n: int = 0
-    substitutes: Mapping[str, Substitute] = field(default_factory=dict)  # by scale
+    substitutes: Mapping[str, Mapping[str, Substitute]] = field(default_factory=dict)  # by benchmark and scale
     measures: tuple[Words, ...] = ()  # of python -m sam_repro.measure, which the metric needs
 
     @property
@@ -176,7 +176,7 @@ def _part(paper: str, node: dict[str, Any]) -> Part:
     over = _over(node, len(runs)) if effect == "slope" else ()
     return Part(
         effect, region, runs, node["of"], on, _flag(node, "any"), _count(node, "seeds"), over, node.get("with", ""), "",
-        printed, paper_n, _substitutes(node.get("scales", {})), measures,
+        printed, paper_n, _substitutes(node.get("scales", {}), on), measures,
     )  # fmt: skip
 
 
@@ -195,11 +195,18 @@ def _over(node: dict[str, Any], runs: int) -> tuple[float, ...]:
     return tuple(map(math.log2, over)) if _flag(node, "log") else tuple(over)
 
 
-def _substitutes(node: dict[str, Any]) -> dict[str, Substitute]:
+def _substitutes(node: dict[str, Any], on: Sequence[str]) -> dict[str, dict[str, Substitute]]:
+    """What stands in at a scale, for all benchmarks (``run`` and ``note``) or for those that are named."""
+    found: dict[str, dict[str, Substitute]] = {benchmark: {} for benchmark in on}
     for scale, given in node.items():
         _one_of("scales", scale, options("scale"))
-        only(given, {"run", "note"})
-    return {scale: Substitute(tuple(given["run"].split()), given["note"]) for scale, given in node.items()}
+        for benchmark, one in (dict.fromkeys(on, given) if "run" in given else given).items():
+            only(one, {"run", "note"})
+            if benchmark in found:  # the header's are those of all claims
+                found[benchmark][scale] = Substitute(tuple(one["run"].split()), one["note"])
+            elif "=" not in benchmark:
+                _one_of("scales", benchmark, options("experiment"))
+    return found
 
 
 def _printed(values: Any, runs: int) -> tuple[Printed | None, ...]:

@@ -87,11 +87,11 @@ def cell_of(part: Part, benchmark: str, run: str) -> Cell:
     """The runs of one side, as a table has them."""
     base = (benchmark,) if "=" not in benchmark else ()
     words = distinct((*(f"experiment={name}" for name in base), *(benchmark.split() if not base else ()), *run.split()))
-    return Cell(f"{benchmark}, {run}", "", "", Printed(), words, words[:1], substitutes=part.substitutes)
+    return Cell(f"{benchmark}, {run}", "", "", Printed(), words, words[:1], substitutes=part.substitutes[benchmark])
 
 
 def _key(part: Part, benchmark: str, run: str) -> Key:
-    return benchmark, run, str({scale: one.words for scale, one in part.substitutes.items()})
+    return benchmark, run, str({scale: one.words for scale, one in part.substitutes[benchmark].items()})
 
 
 def _gap(part: Part, run: str, complete: set[int], states: dict[int, str]) -> str:
@@ -155,8 +155,11 @@ class Evidence:
         by = {run: self._values(part, part.rank_with, side) for run, side in sides.items()} if part.rank_with else values
         complete = {run: {*values[run]} & {*by[run]} for run in part.runs}
         gaps = [gap for run in part.runs if (gap := _gap(part, run, complete[run], states[run]))]
-        note = part.substitutes[setting.scale].note if setting and setting.scale in part.substitutes and ids else ""
-        found = Found(part, benchmark, Ruling(NOT_RUN), papers, "; ".join(gaps), setting if ids else None, ids, note)
+        instead = part.substitutes[benchmark].get(setting.scale) if setting and ids else None
+        note = instead.note if instead else ""
+        found = Found(
+            part, benchmark, Ruling(NOT_RUN), papers, "; ".join(gaps), setting if ids else None, ids, instead.note if instead else ""
+        )
         if lacking := [run for run in part.runs if not complete[run]]:
             lost = all("diverged" in states[run].values() for run in lacking)
             return replace(found, ours=Ruling(UNDECIDED), why="; ".join(gaps)) if lost else found
