@@ -157,9 +157,7 @@ class Evidence:
         gaps = [gap for run in part.runs if (gap := _gap(part, run, complete[run], states[run]))]
         instead = part.substitutes[benchmark].get(setting.scale) if setting and ids else None
         note = instead.note if instead else ""
-        found = Found(
-            part, benchmark, Ruling(NOT_RUN), papers, "; ".join(gaps), setting if ids else None, ids, instead.note if instead else ""
-        )
+        found = Found(part, benchmark, Ruling(NOT_RUN), papers, "; ".join(gaps), setting if ids else None, ids, note)
         if lacking := [run for run in part.runs if not complete[run]]:
             lost = all("diverged" in states[run].values() for run in lacking)
             return replace(found, ours=Ruling(UNDECIDED), why="; ".join(gaps)) if lost else found
