@@ -8,7 +8,9 @@ import pytest
 from own_tables import ROOT, declared
 
 from sam_repro.config import compose, identity
-from sam_repro.results.declare import names, select
+from sam_repro.results.claims.declare import load as claims_of
+from sam_repro.results.claims.evidence import cell_of
+from sam_repro.results.declare import EXPERIMENTS, load, names, select
 from sam_repro.results.frames import Frames
 from sam_repro.results.metrics import METRICS
 from sam_repro.results.numbers import extra_share
@@ -16,7 +18,7 @@ from sam_repro.results.readme import pages
 from sam_repro.results.recipe import PARTS, SETTINGS
 from sam_repro.results.render import as_csv, as_latex, as_markdown
 from sam_repro.results.report import report
-from sam_repro.results.select import Request, configuration, selection
+from sam_repro.results.select import Request, configuration, run_id, selection
 from sam_repro.results.sheet import sheet
 from sam_repro.results.work import tasks
 
@@ -184,3 +186,23 @@ def test_the_hydra_sweep_and_the_table_mean_the_same_runs():
     wanted = tasks([table], replace(request, experiment="kdd24/cifar10"), Frames("none", "none"))
     assert {task.run.id for task in wanted} == set(jobs)
     assert selection(table, request, Frames("none", "none")).empty
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("paper", ["kdd24", "vsam", "msam"])
+def test_at_the_reduced_scale_the_claims_take_the_runs_of_the_tables(paper):
+    """Else every number that both have would be trained twice."""
+    request = Request(scale="small")
+
+    def named(cell):
+        return frozenset(word for word in cell.words if not word.startswith(("precision=", "norms_every=")))
+
+    def runs(cells):
+        return {named(cell): run_id(configuration(cell, "small", request), 0, "cpu") for cell in cells if "small" in cell.substitutes}
+
+    of_tables = runs(cell for name in names(EXPERIMENTS) if name.startswith(paper) for cell in load(EXPERIMENTS, name).cells if cell.words)
+    parts = [part for claim in claims_of(EXPERIMENTS / paper / "claims.yaml", paper).claims for part in claim.parts]
+    of_claims = runs(cell_of(part, benchmark, run) for part in parts for benchmark in part.on for run in part.runs)
+    both = of_tables.keys() & of_claims.keys()
+    assert len(both) > 4
+    assert {key: of_tables[key] for key in both} == {key: of_claims[key] for key in both}
