@@ -75,6 +75,8 @@ def no_such_knob(key: str, method: str, composed: Config) -> str:
     if owners:
         return f"{key!r} is not read: the part of optimizer={method} that reads it was swapped for another."
     group, _, field = key.partition(".")
+    if group == "optimizer" and field in read(f"optimizer/{method}"):
+        return f"{key!r} is set without its group: {field}=..."
     if group in composed and (others := [one for one in options(group) if field in read(f"{group}/{one}")]):
         return f"{group}={composed[group]['name']} has no {field!r}; what has it: {', '.join(f'{group}={one}' for one in others)}."
     if key == "momentum":

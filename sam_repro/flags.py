@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from .schema import UserError, suggest
 
@@ -15,6 +16,7 @@ VALUED = {
     "--cfg": ("job", "hydra", "all"), "--package": (), "--config-path": (), "--config-name": (), "--config-dir": (),
     "--experimental-rerun": (), "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
 }  # fmt: skip
+COMPLETION = ("install=", "uninstall=", "query=")
 ALONE = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")  # each says what is done, and one thing is
 
 
@@ -33,6 +35,11 @@ def in_order(words: Sequence[str]) -> list[str]:
     asked = [name for name in dict.fromkeys(names) if name in ALONE]
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]} are two things to do: give one of them.")
+    if "--shell-completion" in names and not any(word.startswith(COMPLETION) for word in others):
+        raise UserError("--shell-completion wants install=bash (or zsh, fish) behind it; --help has the line to type.")
+    for flag in (flag for flag in flags if flag.startswith("--experimental-rerun=")):
+        if not Path(flag.partition("=")[2]).is_file():
+            raise UserError(f"{flag}: there is no such file.")
     return [*flags, *others]
 
 

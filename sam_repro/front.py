@@ -29,7 +29,7 @@ COMMANDS = {  # beside training: the module, and what it is for
     "tracking": ("tracking.__main__", "send runs to Weights & Biases, create the dashboard there"),
 }
 GROUPS = {
-    "optimizer": "the gradient method; the step itself is base='s",
+    "optimizer": "the gradient method; base= makes the step of it",
     "dataset": "what it is trained on",
     "model": "the network",
     "base": "the optimizer that takes the step",
@@ -111,10 +111,12 @@ def _meant(word: str) -> str:
 
 
 def _about(word: str) -> str:
-    """The file of the option that the word chooses, or of the keys of every run; empty for another word. UserError for no option."""
+    """What is said of an option, of a group or of the keys of every run; empty for another word. UserError for no option."""
     group, _, option = word.partition("=")
     if word == "keys":
         return keys_of_every_run()
+    if word in GROUPS:
+        return _listed(f"{word}=   {GROUPS[word]}", [(one, first_sentence(word, one)) for one in options(word)]).rstrip()
     if group in schema.GROUPS and option:
         if option not in options(group):
             raise UserError(f"{group} has no option {option!r}.{suggest(option, options(group))}")

@@ -57,8 +57,8 @@ def run(words: list[str], settings: dict[str, str]) -> None:
             show(find(runs_dir, prefix))
         case ["diff", first, second]:
             diff(find(runs_dir, first), find(runs_dir, second))
-        case ["rm", *prefixes] if prefixes:
-            for found in [find(runs_dir, prefix) for prefix in prefixes]:
+        case ["rm", *ids] if ids:
+            for found in [_whole(runs_dir, one) for one in ids]:
                 found.remove()
                 say(f"removed {found.path}")
         case ["archive", "--done"]:
@@ -76,6 +76,13 @@ def run(words: list[str], settings: dict[str, str]) -> None:
             take_in(Path(folder), Path(runs_dir))
         case _:
             raise misused(words, VERBS, USAGE)
+
+
+def _whole(runs_dir: str, one: str) -> Run:
+    found = find(runs_dir, one)
+    if found.id != Path(one).name:
+        raise UserError(f"{one} is the beginning of {found.id}: 'rm' wants the whole id, as what it removes is gone.")
+    return found
 
 
 def _over(run: Run) -> bool:

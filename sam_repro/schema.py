@@ -272,7 +272,8 @@ def short(value: Any) -> Any:
 def suggest(word: str, known: Iterable[Any]) -> str:
     """`` Did you mean 'x'?`` or, where nothing is close, what there is; with a space in front."""
     known = sorted({str(item) for item in known})
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    alike = [one for one in known if one.lower() == word.lower()]
+    close = alike or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f" Did you mean {close[0]!r}?"
     return f" There is: {', '.join(known)}." if known else ""

@@ -19,6 +19,7 @@ from .command import command, misused
 from .config import compose
 from .console import clock, console
 from .device import device_type
+from .differences import columns
 from .results.declare import EXPERIMENTS, Words, distinct, measures_of
 from .results.measurements import measure, missing
 from .results.select import Request, run_id
@@ -78,11 +79,11 @@ def tasks(path: Path, request: Request) -> list[Task]:
 
 
 def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
-    frames = request.frames
+    frames, shared = request.frames, tuple(content.get("with", "").split())
     for name, block in content["blocks"].items():
         for key in block.keys() - FIELDS:
             raise UserError(f"block {name!r} has no key {key!r}.{suggest(key, FIELDS)}")
-        common = (*content.get("with", "").split(), *block.get("with", "").split())
+        common = (*shared, *block.get("with", "").split())
         measures = measures_of([content, block])
         settings = [
             (words, compose((*words, *request.overrides))) for words in (distinct((*common, *run.split())) for run in block["runs"])
@@ -91,7 +92,8 @@ def _tasks(content: dict[str, Any], request: Request) -> Iterator[Task]:
             for words, config in settings:
                 one = run_id(config, seed, device_type(config["device"]))
                 found = frames.ended(one) or Run(request.runs_dir, one)
-                yield Task(found, config, (*words, *request.overrides), words, seed, " ".join(_own(words, common)), measures)
+                label = " ".join(_own(words, shared))
+                yield Task(found, config, (*words, *request.overrides), common, seed, label, measures)
 
 
 def _own(words: Words, common: Words) -> Words:
@@ -100,16 +102,17 @@ def _own(words: Words, common: Words) -> Words:
 
 def show(todo: list[Task]) -> None:
     """Every run: how it stands, and how it came out."""
+    rows: list[tuple[str, ...]] = [("run", "state", "epochs", "test", "val", "seed", "with")]
     for task in todo:
-        run, state = task.run, task.run.state
-        came = (
-            f"{run.summary['metric']} {run.summary['score_last']:.2f}" if state == "done" else f"{task.done_epochs}/{task.config['epochs']}"
-        )
-        console.print(f"{run.id}  {state:<8} {came:<15} seed {task.seed}  {task.label}")
+        summary = task.run.summary if task.run.state == "done" else {}
+        scores = [f"{summary['score_last']:.2f}" if summary.get("split") == split else "" for split in ("test", "val")]
+        rows.append((task.run.id, task.run.state, f"{task.done_epochs}/{task.config['epochs']}", *scores, str(task.seed), task.label))
+    console.print("\n".join(columns(rows)), markup=False, highlight=False)
     left = [task for task in todo if task.run.state not in OVER]
     seconds, unknown = time_left(left, todo)
-    besides = f", beside {unknown} of which nothing like them has been timed" if unknown else ""
-    console.print(f"{len(todo) - len(left)} of {len(todo)} runs are over; the rest takes about {clock(seconds)}{besides}.")
+    takes = f"; {len(left) - unknown} of the others take about {clock(seconds)}" if len(left) > unknown else ""
+    untimed = f"; of {unknown} nothing like them was timed" if unknown else ""
+    console.print(f"{len(todo) - len(left)} of {len(todo)} runs are over{takes}{untimed}. 'study run' goes on with them, in this order.")
 
 
 def run(todo: list[Task], request: Request) -> None:

@@ -170,7 +170,7 @@ def show(tables: list[Table], request: Request) -> None:
     left = f"; one after the other they train for about {clock(seconds)}" if todo and unknown < len(todo) else ""
     if todo and not left:
         left = "; how long they take is known once one like them has trained"
-    guess = f" ({unknown} more of which nothing like them has been timed)" if left and 0 < unknown < len(todo) else ""
+    guess = f" (without {unknown} of them, as nothing like those was timed)" if left and 0 < unknown < len(todo) else ""
     measures = f"; still to be measured: {len(unmeasured)}" if unmeasured else ""
     done = len(everything) - len(todo) - len(diverged)
     lost = f"{len(diverged)} diverged, " if diverged else ""
@@ -185,7 +185,7 @@ def _point_to_others(tables: list[Table], request: Request, everything: list[Tas
     for precision in {request.precision or task.config["precision"] for task in everything if task.run.state != "done"}:
         asked = Setting(request.scale or "paper", device_type(request.device), precision)
         for setting, count in at_other_settings(tables, request, asked, frames).items():
-            console.print(f"Runs of the same cells that are finished with {' '.join(setting.words)}: {count}.")
+            console.print(f"{count} of the same are finished at another setting: add {' '.join(setting.words)} to see them.")
 
 
 def run(tables: list[Table], request: Request, jobs: int, launcher: Words = ()) -> None:

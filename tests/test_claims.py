@@ -328,7 +328,7 @@ def test_a_missing_half_is_not_run_and_one_that_diverged_is_undecided(tmp_path):
         with pytest.raises(Diverged), run.held({**config, "rerun": False}, "python -m sam_repro"):
             raise Diverged("It diverged.", 1, ["loss"])
     found = verdict(tmp_path)
-    assert (found.ours.verdict, found.found[0].why) == ("undecided", "optimizer=sgd: seed 0, 1, 2 diverged")
+    assert (found.ours.verdict, found.found[0].why) == ("undecided", "optimizer=sgd: seeds 0, 1, 2 diverged")
 
 
 def test_a_run_without_the_number_is_a_gap(tmp_path):

@@ -47,6 +47,7 @@ def test_help_of_an_option_and_of_the_keys(monkeypatch, capsys):
     assert "batch_size: 64" in keys
     assert "neutral:" not in keys
     assert "Did you mean 'sam'" in said(monkeypatch, capsys, "-h", "optimizer=sma")[2]
+    assert "  ssam_d   " in said(monkeypatch, capsys, "--help", "optimizer")[1]
     assert all((CONF / group).is_dir() for group in GROUPS)
 
 
@@ -81,6 +82,8 @@ def test_flags_stand_anywhere():
         (["--cfg=jb"], "--cfg wants one of job, hydra, all"),
         (["--multirun=3"], "--multirun takes no value"),
         (["--config-name"], "--config-name wants a value"),
+        (["-sc", "foo"], "--shell-completion wants install=bash (or zsh, fish) behind it"),
+        (["--experimental-rerun=/nope"], "--experimental-rerun=/nope: there is no such file."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

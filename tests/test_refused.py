@@ -113,6 +113,8 @@ NONSENSE = {
     "dataset.size=1000000000": "dataset.size is 0 to 1024.",
     "schedule.factor=1e300": "schedule.factor is 0 to 1000.",
     "schedule.first=0.9": "schedule.first=0.9 comes after schedule.second=0.75: first is 0 to second.",
+    "optimizer=SAM": "optimizer has no option 'SAM'. Did you mean 'sam'?",
+    "optimizer=sam optimizer.rho=0.1": "'optimizer.rho' is set without its group: rho=...",
     "schedule.decay=0.2": "schedule=step has no 'decay'; what has it: schedule=wsd.",
     "schedule=cosine schedule.warmup=20": "schedule.warmup=20.0 epochs leave nothing of a training of 20: it is below 20.",
     "base.nesterov=true momentum=0": "base.nesterov=true needs a momentum above 0.",

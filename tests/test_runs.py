@@ -361,7 +361,9 @@ def test_runs_can_be_listed_shown_and_removed(tmp_path, capsys):
         runs.run([], {"runs_dir": str(tmp_path)})
     with pytest.raises(UserError, match="Did you mean 'runs_dir'"):
         runs.run(["list"], {"runs_dir": str(tmp_path), "run_dir": "x"})
-    runs.run(["rm", run.id], {"runs_dir": str(tmp_path)})
+    with pytest.raises(UserError, match=f"{run.id[:4]} is the beginning of {run.id}: 'rm' wants the whole id"):
+        runs.run(["rm", run.id[:4]], {"runs_dir": str(tmp_path)})
+    runs.run(["rm", str(run.path)], {"runs_dir": str(tmp_path)})
     assert not run.path.exists()
     with pytest.raises(UserError):
         find(tmp_path, run.id)

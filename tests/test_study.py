@@ -1,6 +1,7 @@
 """A list of runs, one after the other: stopped at any time, the same command goes on."""
 
 import pytest
+from own_tables import put
 
 from sam_repro import study
 from sam_repro.results import work
@@ -44,15 +45,14 @@ def write(tmp_path, text):
 def test_the_first_seed_of_all_comes_before_the_second_and_a_run_of_two_blocks_once(tmp_path):
     tasks = study.tasks(write(tmp_path, OWN), asked(tmp_path))
     assert [(task.label, task.seed) for task in tasks] == [
-        ("optimizer=sgd epochs=1", 0), ("optimizer=sam rho=0.1", 0), ("optimizer=sgd", 1), ("optimizer=sam rho=0.1", 1),
-        ("optimizer=layerwise epochs=2", 0),
+        ("optimizer=sgd epochs=1", 0), ("epochs=1 optimizer=sam rho=0.1", 0), ("epochs=1 optimizer=sgd", 1),
+        ("epochs=1 optimizer=sam rho=0.1", 1), ("optimizer=layerwise epochs=2", 0),
     ]  # fmt: skip
     assert [bool(task.measures) for task in tasks] == [False, True, True, True, False]
 
 
 @pytest.mark.long
 def test_each_run_is_trained_measured_and_archived_and_not_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(study.os, "nice", lambda _: 0)
     request = asked(tmp_path)
     path = write(tmp_path, OWN.replace("[0, 1]", "[0]").replace("[optimizer=sgd epochs=1, optimizer=layerwise epochs=2]", "[]"))
     study.run(study.tasks(path, request), request)
@@ -63,9 +63,22 @@ def test_each_run_is_trained_measured_and_archived_and_not_again(tmp_path, capsy
         assert kept.measurement("norms")["samples"] == 32
         assert not kept.checkpoint.exists()
     study.show(tasks)
-    assert "2 of 2 runs are over; the rest takes about 0:00." in capsys.readouterr().out
+    assert "2 of 2 runs are over. 'study run' goes on with them" in capsys.readouterr().out
     monkeypatch.setattr(study, "Work", None)  # nothing is to be trained any more
     study.run(tasks, request)
+
+
+def test_scores_of_the_test_set_and_of_what_was_held_out_have_columns_of_their_own(tmp_path, capsys):
+    put(tmp_path / "runs", "device=cpu", "train_fraction=0.1", "optimizer=sgd", "epochs=1", score=90)
+    held_out = OWN.replace("[optimizer=sgd epochs=1, optimizer=layerwise epochs=2]", "[optimizer=sgd val_fraction=0.1]")
+    path = write(tmp_path, held_out)
+    put(tmp_path / "runs", "device=cpu", "train_fraction=0.1", "optimizer=sgd", "val_fraction=0.1", "epochs=20", score=80)
+    study.show(study.tasks(path, asked(tmp_path)))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["run", "state", "epochs", "test", "val", "seed", "with"]
+    text = "\n".join(" ".join(line) for line in lines)
+    assert "90.00 0 epochs=1 optimizer=sgd" in text
+    assert "80.00 0 optimizer=sgd val_fraction=0.1" in text
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_finished_runs_at_another_setting_are_pointed_to(tmp_path, methods, caps
     for method in ("sgd", "sam"):
         put(tmp_path / "runs", f"optimizer={method}", "scale=small", "precision=bf16")
     words = ["show", "own/t", "device=cpu", "seeds=0", f"experiments={tmp_path / 'experiments'}", f"runs_dir={tmp_path / 'runs'}"]
-    pointer = "Runs of the same cells that are finished with scale=small device=cpu precision=bf16: 2.\n"
+    pointer = "2 of the same are finished at another setting: add scale=small device=cpu precision=bf16 to see them.\n"
     dispatch(words)
     assert pointer in capsys.readouterr().out
     dispatch([*words, "scale=small", "precision=bf16"])

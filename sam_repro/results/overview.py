@@ -45,4 +45,4 @@ def _time(todo: Sequence[Task], known: Sequence[Task], request: Request) -> list
     where = f"on this {device_type(request.device)}"
     if unknown == len(todo):
         return [f"nothing like them was timed {where}"]
-    return [f"about {clock(seconds)} {where}" + (f", and {unknown} of which nothing like them was timed" if unknown else "")]
+    return [f"about {clock(seconds)} {where}" + (f" without {unknown} of them, as nothing like those was timed" if unknown else "")]

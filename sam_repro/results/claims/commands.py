@@ -46,20 +46,26 @@ def show_list(papers: list[Evidence]) -> None:
     """All claims, a line each."""
     for one in (one for paper in papers for one in paper.verdicts):
         after = f" (Holm: {one.holm})" if one.holm != one.ours.verdict else ""
-        scale = f", {' and '.join(map(render.in_words, one.scales))}" if one.ours.n and one.scales not in ([], ["paper"]) else ""
         effect = f"  {render.interval(one.ours)}" if not math.isnan(one.ours.effect) else ""
-        console.print(f"{one.claim.id}  {one.ours.verdict}{after}{scale}{effect}  {one.claim.says}", markup=False, highlight=False)
+        console.print(
+            f"{one.claim.id}  {render.qualified(one.ours, one.found)}{after}{effect}  {one.claim.says}", markup=False, highlight=False
+        )
 
 
 def show(paper: Evidence, claim: Claim) -> None:
     """All that is known of a claim."""
     one = next(one for one in paper.verdicts if one.claim == claim)
     after = f" ({one.holm} after Holm's correction over the paper's claims)" if one.holm != one.ours.verdict else ""
-    lines = [f"{one.claim.id}  {one.claim.where}", one.claim.says, *filter(None, [one.claim.note]), f"{one.ours.verdict}{after}"]
+    lines = [
+        f"{one.claim.id}  {one.claim.where}",
+        one.claim.says,
+        *filter(None, [one.claim.note]),
+        f"{render.qualified(one.ours, one.found)}{after}",
+    ]
     for found in one.found:
         part, ours = found.part, found.ours
         lines.append(f"\n{' / '.join(filter(None, [found.benchmark, part.label]))}, holds {part.region.text}")
-        seeds = f", n = {ours.n}, needed {ours.needed or 'more than can be said'}" if ours.n else ""
+        seeds = f", n = {ours.n}, needed {ours.needed or 'unknown'}" if ours.n else ""
         lines.append(f"  {ours.verdict}  {render.interval(ours)}{seeds}" + (f"  {render.where(found)}" if found.setting else ""))
         lines += [f"  {said}" for said in (found.why, found.note) if said]
         if render.interval(found.papers):

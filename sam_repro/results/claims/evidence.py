@@ -97,11 +97,11 @@ def _key(part: Part, benchmark: str, run: str) -> Key:
 def _gap(part: Part, run: str, complete: set[int], states: dict[int, str]) -> str:
     """What is missing of the seeds of one side, in words."""
     lacking = [seed for seed in range(part.seeds) if seed not in complete]
-    kinds = {"diverged": "diverged", "done": f"has no {part.of}", "": "is missing"}
+    kinds = {"diverged": ("diverged", "diverged"), "done": (f"has no {part.of}", f"have no {part.of}"), "": ("is missing", "are missing")}
     said = []
-    for state, words in kinds.items():
+    for state, (one, several) in kinds.items():
         seeds = [str(seed) for seed in lacking if states.get(seed, "") == state]
-        said += [f"seed {', '.join(seeds)} {words}"] if seeds else []
+        said += [f"seeds {', '.join(seeds)} {several}" if len(seeds) > 1 else f"seed {seeds[0]} {one}"] if seeds else []
     return f"{run}: {', '.join(said)}" if said else ""
 
 

@@ -20,13 +20,15 @@ COLUMNS = (
 NOT_STATED = "not stated"
 PARTS = {0.5: "half", 0.25: "a quarter", 0.2: "a fifth", 0.1: "a tenth", 0.05: "a twentieth", 0.01: "a hundredth"}
 HOW = """A claim is one number, the effect, and the region in which the paper's sentence holds. **Supported**: the effect's 95 % interval
-lies inside the region; **contradicted**: wholly outside; **undecided**: neither, or a seed that the claim declares is missing or diverged;
-**not run**: there are no runs of one of its sides. Methods are paired by seed, and all methods of the paper's claims in a benchmark give
-the residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the claim; where the others have
-runs, and a part has none, it is undecided. Its line has the numbers of the one that decides, the lines below have each. *Holm*: the verdict
-after Holm's correction over all judged claims of the paper. *n needed*: seeds a method with which the interval decides, four times of five,
-at the effect and the deviation seen. The paper's own numbers are judged by the same rule, its ± taken as sample standard deviations. A
-verdict at a reduced scale is about that scale. Computed from runs by `python -m sam_repro.claims report`; docs/claims.md says more."""
+lies inside the region; **contradicted**: wholly outside; **undecided**: neither, or a seed that the claim declares is missing or
+diverged; **not run**: there are no runs of one of its sides. Methods are paired by seed, and all methods of the paper's claims in
+a benchmark give the residual variance. Of several benchmarks or parts each must hold, and one that is contradicted refutes the
+claim; where the others have runs, and a part has none, it is undecided. A claim's line has the numbers of the part that decides,
+and of the paper's own numbers those of the part that decides there, which may be another; the lines below have each. *n*: seeds a
+method. *Holm*: the verdict after Holm's correction over all judged claims of the paper. *n needed*: seeds a method with which the
+interval decides, four times of five, at the effect and the deviation seen. The paper's own numbers are judged by the same rule,
+its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale. Computed from runs by `python -m
+sam_repro.claims report`; docs/claims.md says more."""
 
 
 def as_csv(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
@@ -87,7 +89,7 @@ def _line(name: str, says: str, one: Verdict | Found, found: Sequence[Found], ho
     ours, papers = one.ours, one.papers
     settings = ", ".join(dict.fromkeys(where(each) for each in found if each.setting))
     numbers = [interval(ours), holds, str(ours.n or ""), str(ours.needed or ""), interval(papers), papers_word(papers)]
-    return _row([name, says, _said(ours, found), holm, *numbers, settings])
+    return _row([name, says, qualified(ours, found, "**"), holm, *numbers, settings])
 
 
 def _notes(verdicts: Sequence[Verdict]) -> str:
@@ -103,13 +105,13 @@ def _notes(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def _said(ours: Ruling, found: Sequence[Found]) -> str:
-    """The verdict, with the scale that it is of where that is not the paper's."""
+def qualified(ours: Ruling, found: Sequence[Found], mark: str = "") -> str:
+    """The verdict, the scale that it is of where that is not the paper's, and how many parts have no runs."""
     if ours.verdict == NOT_RUN:
         return ours.verdict
     reduced = dict.fromkeys(in_words(one.setting.scale) for one in found if one.setting and one.setting.scale != "paper")
     lacking = sum(one.ours.verdict == NOT_RUN for one in found)
-    return ", ".join([f"**{ours.verdict}**", *reduced, *([f"{lacking} of {len(found)} parts not run"] if lacking else [])])
+    return ", ".join([f"{mark}{ours.verdict}{mark}", *reduced, *([f"{lacking} of {len(found)} parts not run"] if lacking else [])])
 
 
 def in_words(scale: str) -> str:
