@@ -91,7 +91,10 @@ def launch(config: dict[str, Any], overrides: list[str], *, brief: bool = False)
     from .train.loop import train
     from .trial import Trial
 
-    Trial().check(config)  # before data are fetched, and before there is a directory of a run that cannot be
+    trial = Trial()
+    trial.check(config)  # before data are fetched, and before there is a directory of a run that cannot be
+    if not run.begun or config["rerun"]:
+        trial.check_beginning(config)
     provide(config)
     verb = "resumes" if run.begun and not config["rerun"] else "starts"
     with run.held(config, " ".join(["python -m sam_repro", *overrides])):

@@ -22,8 +22,7 @@ class Trial:
 
     def check(self, config: Config) -> None:
         """UserError where the method does not fit the model, or either cannot be made; what torch must have data to tell is not found."""
-        parts = {"model": config["model"], "dataset": config["dataset"]}
-        one = json.dumps([parts, config["optimizer"], config["graphs"]], sort_keys=True)
+        one = json.dumps([parts := _parts(config), config["optimizer"], config["graphs"]], sort_keys=True)
         if one in self._passed:
             return
         if (model := self._model(json.dumps(parts, sort_keys=True), **parts)) is not None:
@@ -34,10 +33,24 @@ class Trial:
                 optim.StaticStep(method)
         self._passed.add(one)
 
+    def check_beginning(self, config: Config) -> None:
+        """UserError where the weights of ``init_from`` are not there, or are of another model."""
+        parts = _parts(config)
+        if config["init_from"] and (model := self._model(json.dumps(parts, sort_keys=True), **parts)) is not None:
+            import torch
+
+            from .train.initial import begin_from
+
+            begin_from(model, config["init_from"], config["runs_dir"], torch.device("cpu"))
+
     def _model(self, key: str, model: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | None:
         if key not in self._models:
             self._models[key] = _on_meta(model, dataset)
         return self._models[key]
+
+
+def _parts(config: Config) -> dict[str, Any]:
+    return {"model": config["model"], "dataset": config["dataset"]}
 
 
 def _on_meta(settings: dict[str, Any], dataset: dict[str, Any]) -> nn.Module | None:

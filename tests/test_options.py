@@ -187,7 +187,7 @@ def test_what_is_evaluated_afterwards_is_what_was_scored(tmp_path, option):
     assert not torch.equal(state["model"]["stem.conv.weight"], state["averaged"]["model"]["stem.conv.weight"])
 
 
-def test_a_run_begins_with_the_weights_of_another(tmp_path, capsys):
+def test_a_run_begins_with_the_weights_of_another(tmp_path):
     first = ran(tmp_path, "optimizer=sgd", "ema=0.9", epochs=1)
     weights = torch.load(first.checkpoint)["averaged"]["model"]
     words = [*SMALL, f"runs_dir={tmp_path}", "optimizer=sam", f"init_from={first.id[:6]}"]
@@ -197,13 +197,16 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, capsys):
         assert torch.equal(value, weights[name]), name
     with pytest.raises(UserError, match=r"do not fit this model: .*block1"):
         Job(compose([*words, "model=wrn16_2"]))
-    capsys.readouterr()
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"do not fit this model: .*block1"):
+        launch(compose([*words, "model=wrn16_2"]), words)
+    assert {path.name for path in tmp_path.iterdir()} == before  # it is told before there is a directory
     head = create("resnet20", 7, in_channels=1)
     before = head.state_dict()["head.linear.weight"].clone()
-    begin_from(head, first.id, str(tmp_path), torch.device("cpu"))
+    said = begin_from(head, first.id, str(tmp_path), torch.device("cpu"))
     assert torch.equal(head.state_dict()["head.linear.weight"], before)
     assert torch.equal(head.state_dict()["stem.conv.weight"], weights["stem.conv.weight"])
-    assert "but for head.linear.weight, head.linear.bias" in capsys.readouterr().out
+    assert said.endswith("but for head.linear.weight, head.linear.bias")
 
 
 def test_a_run_that_is_not_done_is_none_to_begin_with(tmp_path):

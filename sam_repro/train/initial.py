@@ -6,21 +6,20 @@ import torch
 from torch import nn
 
 from ..checkpoints import readable
-from ..console import console
 from ..models.weights import load, shape
 from ..schema import UserError
 from ..store import find
 
 
-def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) -> None:
+def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) -> str:
     """Give the model the weights that the run ``run`` ended with, the averaged ones where it was scored by those; "" leaves it alone.
 
-    The last stage begins anew where its shapes are others, as for other classes, and says so.
+    The last stage begins anew where its shapes are others, as for other classes. Returns what was done, in words.
 
     Raises UserError, which lists what does not fit anywhere else.
     """
     if not run:
-        return
+        return ""
     found = find(runs_dir, run)
     if not found.checkpoint.exists():
         raise UserError(
@@ -35,4 +34,4 @@ def begin_from(model: nn.Module, run: str, runs_dir: str, device: torch.device) 
         anew = [key for key in own if key.startswith(f"{last}.") and key in weights and shape(weights[key]) != shape(own[key])]
     said = f"init_from={run}: the weights of that run ({found.summary['model']}) do not fit this model"
     load(model, {**weights, **{key: own[key] for key in anew}}, said)
-    console.print(f"begins with the weights of run {found.id}{', but for ' + ', '.join(anew) if anew else ''}")
+    return f"begins with the weights of run {found.id}{', but for ' + ', '.join(anew) if anew else ''}"

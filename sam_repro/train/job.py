@@ -19,6 +19,7 @@ from .. import data, models, optim, world
 from ..chain import call, tree_map
 from ..checkpoints import readable, writing
 from ..command import undivided
+from ..console import console
 from ..data import Batch, Batches, Sampling
 from ..data.cached import cached
 from ..data.mixed import Mixed
@@ -67,7 +68,8 @@ class Job:
         if config["model"].get("cache"):
             self.parts, self.model = cached(self.parts, self.model, 64, autocast(self.device, config["precision"]))
             self.dataset = self.parts.dataset
-        begin_from(self.model, config["init_from"], config["runs_dir"], self.device)
+        if said := begin_from(self.model, config["init_from"], config["runs_dir"], self.device):
+            console.print(said)
         # A mask of infinities is no sign that a training diverged.
         self.endless = {name for name, buffer in self.model.named_buffers() if not buffer.isfinite().all()}
         places = torch.arange(len(self.parts.score)).tensor_split(world.count())[world.rank()]
