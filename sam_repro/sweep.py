@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections import Counter
@@ -21,6 +22,7 @@ from .config import Config, finish
 from .engines import BUILT_IN, id_of
 from .fingerprint import fingerprint, other_data
 from .plain import say
+from .provide import provide
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
 from .trial import Trial
@@ -54,11 +56,25 @@ class Sweep(Callback):
             self.best = Path(config.hydra.sweep.dir) / "optimization_results.yaml"
             self.best.unlink(missing_ok=True)
         else:
+            if config.hydra.runtime.choices["hydra/launcher"] == BUILT_IN:  # another may start them where other data are
+                self._provide()
             states = Counter(Run(job["runs_dir"], id_of(job)).state for _, job in self.jobs)
             print(
                 "\n".join([f"{len(self.jobs)} jobs", *(f"  {count} {SAID.get(state, state)}" for state, count in states.items())]),
                 flush=True,
             )
+
+    def _provide(self) -> None:
+        """Fetch the data that are not here; where they cannot be had no job is started."""
+        seen: dict[str, tuple[list[str], Config]] = {}
+        for overrides, job in self.jobs:
+            if not job["dry_run"] and Run(job["runs_dir"], id_of(job)).state not in OVER:
+                seen.setdefault(json.dumps([job[key] for key in ("dataset", "model", "data_dir")], sort_keys=True), (overrides, job))
+        for overrides, job in seen.values():
+            try:
+                provide(job)
+            except UserError as error:
+                sys.exit(f"sam_repro: no job was started, for this one has no data: {' '.join(overrides)}\n{error}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep from the store; exit status 1 if a job did not end well, 3 if all that did not diverged."""

@@ -11,6 +11,7 @@ from sam_repro.__main__ import launch
 from sam_repro.config import compose
 from sam_repro.schema import UserError
 from sam_repro.store import all_runs
+from sam_repro.sweep import Sweep
 from sam_repro.tables import dispatch
 
 
@@ -48,6 +49,16 @@ def test_a_table_whose_data_cannot_be_had_starts_no_run(tmp_path, asked):
     with pytest.raises(UserError, match="No run was started, for this one has no data"):
         dispatch(["run", "kdd24/figure6", "seeds=0", "device=cpu", *places])
     assert (len(asked), all_runs(tmp_path / "runs")) == (1, [])
+
+
+def test_a_sweep_whose_data_cannot_be_had_starts_no_job(tmp_path, asked):
+    sweep = Sweep()
+    sweep.jobs = [([f"seed={seed}"], config(tmp_path, "dataset=cifar10", f"seed={seed}")) for seed in range(2)]
+    with pytest.raises(SystemExit, match=r"no job was started, for this one has no data: seed=0\n.*could not be downloaded"):
+        sweep._provide()
+    assert len(asked) == 1
+    sweep.jobs = [(words, {**job, "dry_run": True}) for words, job in sweep.jobs]
+    sweep._provide()
 
 
 def test_imagenet_is_missed_before_a_run_begins(tmp_path, asked):
