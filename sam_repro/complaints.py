@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from . import plugins
-from .schema import CONF, ENGINES, GROUPS, METADATA, QUESTIONS, is_group, keys_of, options, read, short, suggest
+from .schema import CONF, ENGINES, GROUPS, METADATA, PARTS, QUESTIONS, fields, is_group, keys_of, options, read, short, suggest
 
 Config = dict[str, Any]
 
@@ -63,21 +63,21 @@ def _options(group: str, option: str) -> str:
 
 def no_such_knob(key: str, method: str, composed: Config) -> str:
     """That nobody reads a key, and why, where a method was chosen and all of this composed."""
+    own = [name for name in read(f"optimizer/{method}") if name not in ("defaults", "methods", "optimizer")]
     owners = [name for name in options("optimizer") if key in read(f"optimizer/{name}")]
     known = [name for name in (*_dotted(composed), *GROUPS) if name != key]
     if key.startswith("optimizer/"):
         questions = ", ".join(f"optimizer/{question}" for question in QUESTIONS if question in composed["optimizer"])
         return f"optimizer={method} has no {key!r}{'; it has: ' + questions if questions else ': it makes no ascent'}."
     if owners and method not in owners:
-        own = [name for name in read(f"optimizer/{method}") if name not in ("defaults", "methods", "optimizer")]
         has = f" It has {', '.join(own)}." if own else ""
         return f"optimizer={method} has no knob {key!r}; the methods that have it: {', '.join(owners)}.{has}"
     if owners:
         return f"{key!r} is not read: the part of optimizer={method} that reads it was swapped for another."
     group, _, field = key.partition(".")
-    if group == "optimizer" and field in read(f"optimizer/{method}"):
+    if group == "optimizer" and field in own:
         return f"{key!r} is set without its group: {field}=..."
-    if group in composed and (others := [one for one in options(group) if field in read(f"{group}/{one}")]):
+    if group in PARTS and (others := [one for one in options(group) if field in fields(group, one).defaults]):
         return f"{group}={composed[group]['name']} has no {field!r}; what has it: {', '.join(f'{group}={one}' for one in others)}."
     if key == "momentum":
         return "'momentum' belongs to base=sgd."

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from .fetch import SOURCES, hub, reachable
+from .schema import UserError
 
 
 def provide(config: dict[str, Any]) -> None:
@@ -29,6 +31,18 @@ def provide(config: dict[str, Any]) -> None:
     if from_hub(config) and not reachable(hub()):
         stay_offline()
         _rehearse(config)
+
+
+def provide_all(configs: Iterable[tuple[Sequence[str], dict[str, Any]]]) -> None:
+    """The same of many, each data set once; UserError, with the words of the first whose data cannot be had."""
+    seen: dict[str, tuple[Sequence[str], dict[str, Any]]] = {}
+    for words, config in configs:
+        seen.setdefault(json.dumps([config[key] for key in ("dataset", "model", "data_dir")], sort_keys=True), (words, config))
+    for words, config in seen.values():
+        try:
+            provide(config)
+        except UserError as error:
+            raise UserError(f"for this one has no data: {' '.join(words)}\n{error}") from error
 
 
 def from_hub(config: dict[str, Any]) -> list[str]:

@@ -429,8 +429,8 @@ def _started(run: Run) -> tuple[str, str]:
 
 def find(runs_dir: str | Path, prefix: str) -> Run:
     """The run whose id begins with ``prefix``, which may be a path of its directory; UserError if it is none, or several."""
-    prefix = Path(prefix).name
-    found = [run for run in all_runs(runs_dir) if prefix and run.id.startswith(prefix)]
+    begins = Path(prefix).name
+    found = [run for run in all_runs(runs_dir) if begins and run.id.startswith(begins)]
     if len(found) == 1:
         return found[0]
     if found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from collections import Counter
@@ -22,7 +21,7 @@ from .config import Config, finish
 from .engines import BUILT_IN, id_of
 from .fingerprint import fingerprint, other_data
 from .plain import say
-from .provide import provide
+from .provide import provide_all
 from .schema import Diverged, UserError, parse
 from .store import OVER, Run
 from .trial import Trial
@@ -66,15 +65,11 @@ class Sweep(Callback):
 
     def _provide(self) -> None:
         """Fetch the data that are not here; where they cannot be had no job is started."""
-        seen: dict[str, tuple[list[str], Config]] = {}
-        for overrides, job in self.jobs:
-            if not job["dry_run"] and Run(job["runs_dir"], id_of(job)).state not in OVER:
-                seen.setdefault(json.dumps([job[key] for key in ("dataset", "model", "data_dir")], sort_keys=True), (overrides, job))
-        for overrides, job in seen.values():
-            try:
-                provide(job)
-            except UserError as error:
-                sys.exit(f"sam_repro: no job was started, for this one has no data: {' '.join(overrides)}\n{error}")
+        todo = [(words, job) for words, job in self.jobs if not job["dry_run"] and Run(job["runs_dir"], id_of(job)).state not in OVER]
+        try:
+            provide_all(todo)
+        except UserError as error:
+            sys.exit(f"sam_repro: no job was started, {error}")
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table of the sweep from the store; exit status 1 if a job did not end well, 3 if all that did not diverged."""

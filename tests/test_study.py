@@ -4,7 +4,6 @@ import pytest
 from own_tables import put
 
 from sam_repro import study
-from sam_repro.results import work
 from sam_repro.results.declare import EXPERIMENTS
 from sam_repro.results.select import Request
 from sam_repro.schema import UserError
@@ -114,7 +113,7 @@ def test_data_that_cannot_be_had_are_told_before_the_first_begins(tmp_path, monk
         raise UserError(f"no {config['dataset']['name']}")
 
     monkeypatch.setattr(study, "Work", None)
-    monkeypatch.setattr(work, "provide", provide)
+    monkeypatch.setattr("sam_repro.provide.provide", provide)
     request = asked(tmp_path)
     with pytest.raises(UserError, match=r"No run was started, for this one has no data: .*\nno digits"):
         study.run(study.tasks(write(tmp_path, OWN), request), request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import statistics
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from .. import provide
 from ..config import Config
 from ..console import clock, console
 from ..device import device_type
-from ..provide import provide
 from ..schema import UserError
 from ..store import OVER, Run
 from ..trial import Trial
@@ -86,14 +85,10 @@ def check_all(todo: Iterable[Task]) -> None:
 
 def provide_all(todo: Iterable[Task]) -> None:
     """Fetch the data of all of them that are not here; UserError, before any starts, where some cannot be had."""
-    seen: dict[str, Task] = {}
-    for task in todo:
-        seen.setdefault(json.dumps([task.config[key] for key in ("dataset", "model", "data_dir")], sort_keys=True), task)
-    for task in seen.values():
-        try:
-            provide(task.config)
-        except UserError as error:
-            raise UserError(f"No run was started, for this one has no data: {' '.join(task.words)}\n{error}") from error
+    try:
+        provide.provide_all((task.words, task.config) for task in todo)
+    except UserError as error:
+        raise UserError(f"No run was started, {error}") from error
 
 
 def _wanted(table: Table, experiment: str) -> Iterator[tuple[Cell, str, tuple[Words, ...]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -46,6 +46,11 @@ class Found:
     note: str = ""  # what stands in at a reduced scale
 
 
+def without_runs(found: Iterable[Found]) -> int:
+    """How many of them have no runs at all."""
+    return sum(one.ours.verdict == NOT_RUN for one in found)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What a claim comes to."""
@@ -65,7 +70,7 @@ class Verdict:
     @property
     def lacking(self) -> int:
         """How many of ``found`` have no runs at all."""
-        return sum(found.ours.verdict == NOT_RUN for found in self.found)
+        return without_runs(self.found)
 
     @property
     def partly(self) -> bool:

@@ -219,7 +219,7 @@ def combine(rulings: Sequence[Ruling], any_: bool) -> tuple[Ruling, int]:
         verdict = CONTRADICTED if CONTRADICTED in verdicts else SUPPORTED if {*verdicts} == {SUPPORTED} else ""
     known = [index for index, one in enumerate(verdicts) if one != NOT_RUN]
     verdict = verdict or (UNDECIDED if known else NOT_RUN)
-    of_it = [index for index, one in enumerate(verdicts) if one == verdict] or known or [0]
+    of_it = [index for index, one in enumerate(verdicts) if one == verdict] or known
     sign = -1 if any_ else 1
     decisive = min(of_it, key=lambda index: sign * rulings[index].margin if not math.isnan(rulings[index].margin) else -math.inf)
     one = rulings[decisive]

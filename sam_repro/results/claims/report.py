@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ...schema import read
 from .declare import Claims
-from .evidence import Found, Verdict
+from .evidence import Found, Verdict, without_runs
 from .judge import NOT_RUN, UNDECIDED, VERDICTS, Ruling
 
 COLUMNS = (
@@ -27,8 +27,8 @@ claim; where the others have runs, and a part has none, it is undecided. A claim
 and of the paper's own numbers those of the part that decides there, which may be another; the lines below have each. *n*: seeds a
 method. *Holm*: the verdict after Holm's correction over all judged claims of the paper. *n needed*: seeds a method with which the
 interval decides, four times of five, at the effect and the deviation seen. The paper's own numbers are judged by the same rule,
-its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale. Computed from runs by `python -m
-sam_repro.claims report`; docs/claims.md says more."""
+its ± taken as sample standard deviations. A verdict at a reduced scale is about that scale. Computed from runs by
+`python -m sam_repro.claims report`; docs/claims.md says more."""
 
 
 def as_csv(judged: Sequence[tuple[Claims, Sequence[Verdict]]]) -> str:
@@ -110,7 +110,7 @@ def qualified(ours: Ruling, found: Sequence[Found], mark: str = "") -> str:
     if ours.verdict == NOT_RUN:
         return ours.verdict
     reduced = dict.fromkeys(in_words(one.setting.scale) for one in found if one.setting and one.setting.scale != "paper")
-    lacking = sum(one.ours.verdict == NOT_RUN for one in found)
+    lacking = without_runs(found)
     return ", ".join([f"{mark}{ours.verdict}{mark}", *reduced, *([f"{lacking} of {len(found)} parts not run"] if lacking else [])])
 
 
